@@ -1,0 +1,2 @@
+//! The `keybrake` command.
+fn main() {}

@@ -1,0 +1,113 @@
+//! What has been spent: the ledger's contract. Every backend passes one conformance suite.
+//!
+//! | # | invariant |
+//! | --- | --- |
+//! | 1 | settled + held ≤ cap for every enforcing budget and window, under any interleaving; what stands above a cap is only what already moved, recorded as overrun |
+//! | 2 | all budgets of a call are taken or none; a denial changes no counter |
+//! | 3 | one identity has one reservation per generation; same fingerprint → joined or replayed, different → conflict |
+//! | 4 | every transition is idempotent, keyed by (call id, attempt, proof); only those of [`table`] exist |
+//! | 5 | a reservation settles into the window that reserved it |
+//! | 6 | a hold ends by vendor proof, timed absence, a certified never-sent, or a named operator's decision |
+//! | 7 | every ledger change has its event in the same atomic step |
+//! | 8 | stops, revocation, expiry and key version are checked in the same atomic step as the money, stops also at issue |
+//! | 9 | time is the ledger's and never goes back |
+//! | 10 | children can never together spend more than the parent's budget; groups likewise |
+//! | 11 | rotation, renewal and re-issue reset nothing: a budget's identity is its scope |
+//! | 12 | no counter is evicted, expires or restarts from zero |
+//! | 13 | checkpoints + events = counters, recomputable at any time |
+//! | 14 | the cost of `reserve` does not grow with holds, keys or rows |
+//! | 15 | a permit past `send_before` is never sent (the shells' part; the ledger names the moment) |
+//! | 16 | identities survive longer than their holds, and at least 30 days |
+//!
+//! The rules stand once, in [`rules`], written against the small [`store::Store`] trait. `memory` and `sqlite`
+//! are stores; the Redis backend repeats the rules in Lua and is held to them by the conformance suite.
+
+pub mod events;
+pub mod store;
+pub mod table;
+pub mod types;
+
+use async_trait::async_trait;
+
+pub use events::{Delta, Event, EventFilter, EventKind};
+pub use types::*;
+
+use crate::error::Result;
+
+/// The store that answers "may this be spent?" in one atomic step.
+#[async_trait]
+pub trait Ledger: Send + Sync + std::fmt::Debug {
+    /// Where the ledger is and how it stands; the URL is printed without a password.
+    async fn info(&self) -> Result<LedgerInfo>;
+
+    /// The secret that keys token hashes, derived idempotency keys, checkpoint signatures and recorded replies.
+    /// Bound to the ledger's id: a copy of the data without it can spend nothing.
+    fn secret(&self) -> &LedgerSecret;
+
+    /// Records a key and attaches it to its budgets, creating those that do not exist.
+    ///
+    /// # Errors
+    /// `Policy` when a budget exists with a different cap, zone or window (names both and the `budget set`
+    /// command), or when a stop covers the key (the message names it).
+    async fn issue_key(&self, issue: IssueKey) -> Result<KeyRecord>;
+
+    /// The key with this token hash.
+    async fn key_by_token(&self, token_hash: &TokenHash) -> Result<Option<KeyRecord>>;
+
+    /// The key with this id.
+    async fn key(&self, key_id: &str) -> Result<Option<KeyRecord>>;
+
+    /// All keys, newest first.
+    async fn keys(&self) -> Result<Vec<KeyRecord>>;
+
+    /// Ends one key for good, and with it its children. Answers whether it was open before.
+    async fn revoke(&self, key_id: &str, admin: AdminNote) -> Result<bool>;
+
+    /// A standing refusal for a scope until [`resume`](Self::resume). No reserve commits after it returns.
+    async fn stop(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer>;
+
+    /// Ends a stop. Answers whether there was one.
+    async fn resume(&self, scope: &StopScope, admin: AdminNote) -> Result<bool>;
+
+    /// All standing stops.
+    async fn stops(&self) -> Result<Vec<Stop>>;
+
+    /// The one decision: stops, revocation, expiry, version, identity, and every budget at once; then a hold,
+    /// a join, a replay or a denial, with its event.
+    async fn reserve(&self, request: ReserveRequest) -> Result<ReserveAnswer>;
+
+    /// What became of an attempt. Idempotent by (call id, attempt, proof kind).
+    async fn settle(&self, settlement: Settlement) -> Result<SettleAnswer>;
+
+    /// Marks holds past their deadline as unknown, at most `limit`; answers how many.
+    async fn sweep(&self, limit: u32) -> Result<u32>;
+
+    /// One reservation.
+    async fn reservation(&self, call_id: &str) -> Result<Option<Reservation>>;
+
+    /// Reservations that still hold something, oldest first.
+    async fn holds(&self, filter: HoldFilter) -> Result<Vec<Reservation>>;
+
+    /// The budgets that a key draws on, as they stand now in both modes.
+    async fn usage(&self, key_id: &str) -> Result<Vec<BudgetUsage>>;
+
+    /// Budgets, all or of one scope, as they stand now.
+    async fn budgets(&self, scope: Option<&Scope>) -> Result<Vec<BudgetUsage>>;
+
+    /// Creates a budget or changes its cap; works on the next call, for everyone. Zone and window of an
+    /// existing budget cannot be changed yet and are refused by name.
+    async fn put_budget(&self, budget: BudgetDef, admin: AdminNote) -> Result<BudgetDef>;
+
+    /// Events in order, from `filter.after_seq`, at most `filter.limit`.
+    async fn events(&self, filter: EventFilter) -> Result<Vec<Event>>;
+
+    /// Compares counters with the last checkpoint plus later events, and writes a new signed checkpoint when
+    /// they agree.
+    async fn verify(&self) -> Result<VerifyReport>;
+
+    /// Accepts by hand a clock that jumped; answers the ledger's new time.
+    async fn accept_clock(&self, admin: AdminNote) -> Result<i64>;
+
+    /// Writes down what is still lazy. Waits for it.
+    async fn flush(&self) -> Result<()>;
+}

@@ -1,0 +1,183 @@
+//! What the rules need of a backend: reads and writes of small records inside one atomic step.
+//!
+//! A step is all or nothing: when a rule answers an error, the backend discards the step's writes.
+
+use serde::{Deserialize, Serialize};
+
+use super::events::Event;
+use super::types::{
+    BudgetDef, BudgetId, HoldFilter, KeyRecord, Reservation, Scope, Stop, StopScope, TokenHash, Window,
+};
+use crate::error::Result;
+
+/// The ledger's own record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// Random id, made at creation.
+    pub id: String,
+    /// The latest time that was ever used; the ledger's time never goes below it.
+    pub last_seen_ms: i64,
+    /// Number of the last event.
+    pub last_seq: u64,
+    /// Bumped when a group gains a budget, so that cached keys of the group are loaded again.
+    pub groups_version: u64,
+    /// Standing stops; none means that no stop has to be looked up.
+    pub stops: u64,
+    /// Open holds.
+    pub open_holds: u64,
+}
+
+/// The part of a key that every decision reads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyState {
+    /// Own version; a key record shows this plus [`Meta::groups_version`].
+    pub version: u64,
+    /// When it ends.
+    pub expires_at_ms: i64,
+    /// When it was revoked.
+    pub revoked_at_ms: Option<i64>,
+    /// Parent and further ancestors.
+    pub ancestors: Vec<String>,
+    /// Open holds of this key.
+    pub open_holds: u32,
+}
+
+/// A counter: what one budget has used and holds in one window (or bucket).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counter {
+    /// Settled.
+    pub used: i64,
+    /// Reserved and not yet proven.
+    pub held: i64,
+}
+
+/// Running sum of a rolling window: the buckets from `oldest_ms` on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rolling {
+    /// Sum over the live buckets.
+    pub sum: Counter,
+    /// Start of the oldest bucket that is in the sum.
+    pub oldest_ms: i64,
+}
+
+/// What stands behind an identity or a content hash: call ids, newest last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pointer {
+    /// The calls.
+    pub call_ids: Vec<String>,
+    /// Until when the pointer is kept.
+    pub until_ms: i64,
+}
+
+/// What is known of one vendor object: who reserved for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectRecord {
+    /// Reservations that contributed exposure, in order.
+    pub call_ids: Vec<String>,
+    /// Sum of what they contributed and still expose (held plus used), in micro-USD.
+    pub exposed_micros: i64,
+    /// All that the object was seen to have moved (a cumulative maximum), in micro-USD.
+    pub moved_micros: i64,
+    /// Whether nothing more can move.
+    pub closed: bool,
+}
+
+/// A signed summary of the counters at one event number; chained by hash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Format version, 1.
+    pub v: u32,
+    /// The event number it covers up to.
+    pub seq: u64,
+    /// When it was made.
+    pub at_ms: i64,
+    /// Every counter, sorted by name: (name, used, held).
+    pub counters: Vec<(String, i64, i64)>,
+    /// Hash of the checkpoint before, hex; empty for the first.
+    pub previous: String,
+    /// HMAC-SHA-256 under the ledger secret over everything above, hex.
+    pub signature: String,
+}
+
+/// One atomic step of a backend. All names are full strings; the backend adds its namespace.
+pub trait Store {
+    /// The ledger's own record.
+    fn meta(&mut self) -> Result<Meta>;
+    /// Writes it.
+    fn put_meta(&mut self, meta: &Meta) -> Result<()>;
+
+    /// The hot part of a key.
+    fn key_state(&mut self, key_id: &str) -> Result<Option<KeyState>>;
+    /// Writes it.
+    fn put_key_state(&mut self, key_id: &str, state: &KeyState) -> Result<()>;
+    /// A key's record as issued.
+    fn key_record(&mut self, key_id: &str) -> Result<Option<KeyRecord>>;
+    /// The id of the key with this token hash.
+    fn key_id_by_token(&mut self, token_hash: &TokenHash) -> Result<Option<String>>;
+    /// Adds or replaces a record.
+    fn put_key_record(&mut self, record: &KeyRecord) -> Result<()>;
+    /// All records, newest first.
+    fn key_records(&mut self) -> Result<Vec<KeyRecord>>;
+
+    /// A budget's definition.
+    fn budget(&mut self, id: &BudgetId) -> Result<Option<BudgetDef>>;
+    /// Writes it.
+    fn put_budget(&mut self, def: &BudgetDef) -> Result<()>;
+    /// All definitions, or those of one scope.
+    fn budgets(&mut self, scope: Option<&Scope>) -> Result<Vec<BudgetDef>>;
+
+    /// A counter; zero if there is none.
+    fn counter(&mut self, name: &str) -> Result<Counter>;
+    /// Writes it.
+    fn put_counter(&mut self, name: &str, counter: &Counter) -> Result<()>;
+    /// All counters, sorted by name.
+    fn counters(&mut self) -> Result<Vec<(String, Counter)>>;
+    /// The current window of a calendar counter family (budget, mode, concrete scope).
+    fn window(&mut self, family: &str) -> Result<Option<Window>>;
+    /// Writes it.
+    fn put_window(&mut self, family: &str, window: &Window) -> Result<()>;
+    /// The running sum of a rolling counter family.
+    fn rolling(&mut self, family: &str) -> Result<Option<Rolling>>;
+    /// Writes it.
+    fn put_rolling(&mut self, family: &str, rolling: &Rolling) -> Result<()>;
+    /// Start of the first bucket of a rolling family after `after_ms`, if any.
+    fn next_bucket(&mut self, family: &str, after_ms: i64) -> Result<Option<i64>>;
+
+    /// A reservation by call id.
+    fn reservation(&mut self, call_id: &str) -> Result<Option<Reservation>>;
+    /// Writes it. The backend indexes it by state, deadline and run.
+    fn put_reservation(&mut self, reservation: &Reservation) -> Result<()>;
+    /// Reservations in `held` whose deadline is before `now_ms`, at most `limit`.
+    fn overdue(&mut self, now_ms: i64, limit: u32) -> Result<Vec<Reservation>>;
+    /// Reservations that still hold something, oldest first.
+    fn open_reservations(&mut self, filter: &HoldFilter) -> Result<Vec<Reservation>>;
+
+    /// What stands behind an identity id or a content id.
+    fn pointer(&mut self, id: &str) -> Result<Option<Pointer>>;
+    /// Writes it.
+    fn put_pointer(&mut self, id: &str, pointer: &Pointer) -> Result<()>;
+    /// What is known of a vendor object.
+    fn object(&mut self, object: &str) -> Result<Option<ObjectRecord>>;
+    /// Writes it.
+    fn put_object(&mut self, object: &str, record: &ObjectRecord) -> Result<()>;
+
+    /// A standing stop.
+    fn stop(&mut self, scope: &StopScope) -> Result<Option<Stop>>;
+    /// Writes it.
+    fn put_stop(&mut self, stop: &Stop) -> Result<()>;
+    /// Removes it.
+    fn remove_stop(&mut self, scope: &StopScope) -> Result<()>;
+    /// All standing stops.
+    fn stops(&mut self) -> Result<Vec<Stop>>;
+
+    /// Appends to the log; the rules number the event.
+    fn append(&mut self, event: &Event) -> Result<()>;
+    /// Events after a number, in order, at most `limit`; of one call or run if given.
+    fn events(&mut self, filter: &super::events::EventFilter) -> Result<Vec<Event>>;
+    /// The last checkpoint.
+    fn last_checkpoint(&mut self) -> Result<Option<Checkpoint>>;
+    /// All checkpoints in order.
+    fn checkpoints(&mut self) -> Result<Vec<Checkpoint>>;
+    /// Adds one.
+    fn put_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<()>;
+}

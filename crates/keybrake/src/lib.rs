@@ -1,0 +1,29 @@
+//! Keybrake: spending limits for the API keys that agents hold, enforced before a call leaves the process.
+//!
+//! Read the modules in this order; each needs only those before it:
+//! `money, clock, error` → `request` → `policy` → `ledger` → `vendors` → `brake` → `client`.
+#![forbid(unsafe_code)]
+#![warn(clippy::arithmetic_side_effects, clippy::as_conversions)]
+#![cfg_attr(
+    test,
+    expect(
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        reason = "a test that overflows fails, as it should"
+    )
+)]
+
+pub mod clock;
+pub mod error;
+pub mod money;
+pub mod request;
+
+pub mod policy;
+
+pub mod ledger;
+
+pub mod vendors;
+
+pub use clock::{Clock, SystemClock};
+pub use error::{Error, ErrorKind, Result};
+pub use money::Usd;

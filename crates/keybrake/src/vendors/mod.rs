@@ -1,0 +1,278 @@
+//! What a call costs: one folder for each vendor, and the table of vendors.
+
+use crate::money::{Currency, VendorAmount};
+use crate::policy::Denial;
+use crate::request::{Call, Refusal};
+
+/// What an operation does, which decides how it is treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Free and effect-free; part of `reads`.
+    Read,
+    /// Changes something, moves no money.
+    Free,
+    /// Moves money, or may.
+    Money,
+    /// A write whose cost we do not know: refused unless the policy gives its cost.
+    Unknown,
+}
+
+/// One operation of a vendor's table.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// Dotted name, such as `refunds.create`.
+    pub name: &'static str,
+    /// HTTP method, upper case.
+    pub method: &'static str,
+    /// Path with `*` for ids, such as `/v1/charges/*`.
+    pub path: &'static str,
+    /// What it does.
+    pub class: Class,
+    /// +1 collects money, −1 sends money out, 0 neither.
+    pub direction: i8,
+    /// Fields whose values make two calls the same spend (besides the path's ids).
+    pub identity_fields: &'static [&'static str],
+    /// Whether our tag can be written into the request, to find it again by listing.
+    pub tagged: bool,
+}
+
+/// A call that was recognised: which operation, and what the request says.
+#[derive(Clone, Debug)]
+pub struct Recognised {
+    /// The operation.
+    pub operation: &'static Operation,
+    /// Ids in the path, in order.
+    pub ids: Vec<String>,
+    /// The connected account whose money moves (`Stripe-Account`), if any.
+    pub account: Option<String>,
+    /// Decoded body or query fields in order, bracketed names as the vendor writes them.
+    pub fields: Vec<(String, String)>,
+    /// The caller's idempotency key header, if any.
+    pub idempotency_key: Option<String>,
+    /// The customer the call concerns, if the request or a lookup says so.
+    pub customer: Option<String>,
+    /// Where money goes (connected account, bank account, …), if the request says so.
+    pub destination: Option<String>,
+    /// The token found where the vendor's key used to be.
+    pub token: Option<String>,
+}
+
+impl Recognised {
+    /// The value of a field, if it is there (a field is there at most once).
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.fields
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+    }
+}
+
+/// What a call may cost, as far as the request tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Estimate {
+    /// Nothing.
+    Free,
+    /// At most this much.
+    AtMost {
+        /// The upper bound in the vendor's units.
+        amount: VendorAmount,
+        /// Whose exposure it is.
+        exposure: Exposure,
+    },
+    /// One bounded read answers it.
+    NeedsLookup(Lookup),
+    /// Not known, and no bounded read answers it. The reason, for the message.
+    Unknown(String),
+}
+
+/// Whose exposure an amount is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exposure {
+    /// The call's own: every call adds.
+    Own,
+    /// A vendor object that the reply will name; later calls raise it.
+    NewObject,
+    /// An existing vendor object, raised to the amount as a new total.
+    Object(String),
+}
+
+/// One bounded read that answers what the request does not say. Sent with our identity to the same host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lookup {
+    /// Path and query, such as `/v1/charges/ch_1`.
+    pub path: String,
+}
+
+/// What a lookup answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LookupAnswer {
+    /// The amount the call may cost.
+    pub amount: VendorAmount,
+    /// Whose exposure it is.
+    pub exposure: Exposure,
+    /// The customer, if any.
+    pub customer: Option<String>,
+    /// Fields to write into the request, so that the vendor enforces the bound.
+    pub pins: Vec<(String, String)>,
+}
+
+/// A vendor's reply as received.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// HTTP status.
+    pub status: u16,
+    /// Header names (any case) and values.
+    pub headers: Vec<(String, String)>,
+    /// The whole body.
+    pub body: bytes::Bytes,
+}
+
+impl Reply {
+    /// The first value of a header, by name without regard to case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers
+            .iter()
+            .find(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
+    }
+}
+
+/// What a reply says happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Charged this much, final.
+    Charged(VendorAmount),
+    /// Charged this much; the vendor may still change it.
+    ChargedProvisionally(VendorAmount),
+    /// Done, and it costs nothing.
+    Free,
+    /// Accepted, the outcome comes later.
+    Accepted,
+    /// This attempt did not execute.
+    DidNotExecute,
+    /// The operation failed for good.
+    FailedForGood,
+    /// Nothing is known. The reason in a word.
+    Unknown(String),
+}
+
+/// A reply, read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// What happened.
+    pub outcome: Outcome,
+    /// The state of the object whose exposure is tracked: (id, moved in all, nothing more can move).
+    pub object: Option<(String, VendorAmount, bool)>,
+    /// The vendor's object id, for the audit.
+    pub vendor_object: Option<String>,
+    /// The vendor's request id.
+    pub request_id: Option<String>,
+    /// Whether the vendor marked the reply as a replay.
+    pub replayed: bool,
+    /// The customer, if the reply names one.
+    pub customer: Option<String>,
+}
+
+/// How to find out what became of an unknown call; see each vendor's `reconcile`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Inquiry {
+    /// Read one object.
+    Object {
+        /// Path and query.
+        path: String,
+    },
+    /// List everything that could be it, page by page, until the listing is complete.
+    Listing {
+        /// Path and query of the first page.
+        path: String,
+    },
+    /// This vendor cannot be asked.
+    None,
+}
+
+/// What an inquiry's page said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// It happened: the reply's reading.
+    Found(Box<Reading>),
+    /// Not on this page; read this one next (path and query).
+    Next(String),
+    /// The listing is complete and it is not there.
+    Absent,
+    /// The answer does not settle it. Why, in a word.
+    Unclear(String),
+}
+
+/// What reconciliation knows of the call it asks about.
+#[derive(Clone, Debug)]
+pub struct Unresolved<'a> {
+    /// Operation name.
+    pub operation: &'a str,
+    /// Ids in the path, in order.
+    pub ids: &'a [String],
+    /// Identity fields by name, as the caller gave them.
+    pub fields: &'a [(String, String)],
+    /// Pinned fields.
+    pub pins: &'a [(String, String)],
+    /// Our tag, if the request carried one.
+    pub tag: Option<&'a str>,
+    /// When it was reserved, Unix milliseconds.
+    pub reserved_at_ms: i64,
+    /// When the last attempt can have run, Unix milliseconds.
+    pub not_after_ms: i64,
+}
+
+/// One vendor: how its calls are recognised, what they cost, and what its replies mean. Pure; no I/O.
+pub trait Vendor: Send + Sync + std::fmt::Debug {
+    /// Name in policies and budgets, such as `stripe`.
+    fn name(&self) -> &'static str;
+
+    /// Every host it answers on; nothing else ever receives its secret.
+    fn hosts(&self) -> &'static [&'static str];
+
+    /// The table of operations.
+    fn operations(&self) -> &'static [Operation];
+
+    /// Whether a secret is for live money; `None` if it does not look like this vendor's secret.
+    fn livemode(&self, secret: &str) -> Option<bool>;
+
+    /// Headers that carry the secret.
+    fn credentials(&self, secret: &str) -> Vec<(String, zeroize::Zeroizing<String>)>;
+
+    /// Takes the token out of the header where the SDK puts the vendor's key. `None` when there is none.
+    fn token(&self, call: &Call) -> Option<String>;
+
+    /// Reads a call strictly. `host` is already known to be this vendor's.
+    fn recognise(&self, call: &Call) -> Result<Recognised, Refusal>;
+
+    /// What the recognised call may cost. `count_at_creation` is the policy's `count_intents`.
+    fn estimate(&self, recognised: &Recognised, count_at_creation: bool) -> Result<Estimate, Refusal>;
+
+    /// Reads a lookup's reply.
+    fn read_lookup(&self, recognised: &Recognised, reply: &Reply) -> Result<LookupAnswer, Refusal>;
+
+    /// Writes fields into the body (pins and our tag), returning the bytes to send. Appends only; the caller's
+    /// bytes stay as they are.
+    fn append_fields(&self, call: &Call, fields: &[(String, String)]) -> Result<bytes::Bytes, Refusal>;
+
+    /// The field that carries our tag, such as `metadata[keybrake]`, if this call can carry one.
+    fn tag_field(&self, recognised: &Recognised) -> Option<&'static str>;
+
+    /// Reads a reply.
+    fn read(&self, recognised: &Recognised, reply: &Reply) -> Reading;
+
+    /// A denial as this vendor's SDK expects an error: status, lower-case headers, body.
+    fn refusal(&self, denial: &Denial, status: u16, now_ms: i64) -> Reply;
+
+    /// A recorded reply without what must not be stored (client secrets, cookies).
+    fn strip(&self, reply: &Reply) -> Reply;
+
+    /// How to ask about an unknown call.
+    fn inquiry(&self, call: &Unresolved<'_>) -> Inquiry;
+
+    /// Reads a page of an inquiry.
+    fn finding(&self, call: &Unresolved<'_>, reply: &Reply) -> Finding;
+
+    /// Decimals of a currency by this vendor's rules; `None` if the vendor does not take it.
+    fn exponent(&self, currency: Currency) -> Option<u8>;
+}
