@@ -1,0 +1,1 @@
+"""The `keybrake` command: the Rust command line, run from the package."""
