@@ -1,6 +1,7 @@
 //! Time as an argument: everything that needs the time takes a [`Clock`], so that tests can move it.
 
 use std::fmt::Debug;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -12,6 +13,12 @@ pub trait Clock: Send + Sync + Debug {
 
     /// Milliseconds since the machine started, counted also while it sleeps. Never jumps.
     fn boot_ms(&self) -> i64;
+
+    /// Names the machine's present start, so that boot times written down by another process can be compared;
+    /// `None` where the machine does not say.
+    fn boot_id(&self) -> Option<String> {
+        None
+    }
 }
 
 /// The machine's clocks.
@@ -29,6 +36,11 @@ impl Clock for SystemClock {
         #[cfg(not(any(target_os = "linux", target_os = "android")))]
         return read(ClockId::Monotonic);
     }
+
+    fn boot_id(&self) -> Option<String> {
+        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        Some(text.trim().to_owned()).filter(|id| !id.is_empty())
+    }
 }
 
 fn read(id: ClockId) -> i64 {
@@ -42,6 +54,7 @@ fn read(id: ClockId) -> i64 {
 pub struct ManualClock {
     now_ms: AtomicI64,
     boot_ms: AtomicI64,
+    boot_id: Mutex<String>,
 }
 
 impl ManualClock {
@@ -50,6 +63,7 @@ impl ManualClock {
         Self {
             now_ms: AtomicI64::new(now_ms),
             boot_ms: AtomicI64::new(3_600_000),
+            boot_id: Mutex::new(String::new()),
         }
     }
 
@@ -63,6 +77,14 @@ impl ManualClock {
     pub fn step_to_ms(&self, now_ms: i64) {
         self.now_ms.store(now_ms, Ordering::SeqCst);
     }
+
+    /// Starts the machine anew: another boot id, and the boot clock at zero.
+    pub fn reboot(&self, boot_id: &str) {
+        if let Ok(mut id) = self.boot_id.lock() {
+            boot_id.clone_into(&mut id);
+        }
+        self.boot_ms.store(0, Ordering::SeqCst);
+    }
 }
 
 impl Clock for ManualClock {
@@ -72,5 +94,9 @@ impl Clock for ManualClock {
 
     fn boot_ms(&self) -> i64 {
         self.boot_ms.load(Ordering::SeqCst)
+    }
+
+    fn boot_id(&self) -> Option<String> {
+        self.boot_id.lock().ok().map(|id| id.clone())
     }
 }

@@ -1,6 +1,12 @@
 //! The append-only log: every change of the ledger, written in the same atomic step as the change.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
+
+use super::shared::CounterName;
+use super::types::{AdminNote, CallFacts, IdentityKind, Proof, ReplyFacts, State};
+use crate::policy::{BudgetView, Denial};
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -34,7 +40,7 @@ pub enum EventKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delta {
     /// The counter.
-    pub counter: String,
+    pub counter: CounterName,
     /// Change of what is used.
     pub used: i64,
     /// Change of what is held.
@@ -50,14 +56,95 @@ pub struct Event {
     pub seq: u64,
     /// Ledger time, Unix milliseconds.
     pub at_ms: i64,
-    /// The call, for events of a call.
+    /// The reservation that changed, or the refused or replayed call itself. An attempt that joined an earlier
+    /// call has that call's id here and its own in `body.facts`.
     pub call_id: Option<String>,
     /// What happened.
     pub kind: EventKind,
     /// Per-budget changes; empty for denials and administrative acts.
     pub deltas: Vec<Delta>,
-    /// The rest as JSON: facts, proof, denial, note. Never a body, a secret or a prompt.
-    pub body: serde_json::Value,
+    /// The rest. Never a body, a secret or a prompt.
+    pub body: EventBody,
+}
+
+/// What an event says besides its counters. Only what applies is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EventBody {
+    /// Who and what: in every event of a call. Of a joined attempt, the joining call's.
+    #[serde(with = "super::shared::option_arc", skip_serializing_if = "Option::is_none")]
+    pub facts: Option<Arc<CallFacts>>,
+    /// The identity (`reserved`, `attempt`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<IdentityNote>,
+    /// The attempt that was permitted (`reserved`, `attempt`) or that the proof is about; 0 for reconciliation
+    /// and operators.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
+    /// What was reserved (`reserved`, `attempt`), was asked for (`denied`), or is settled so far, in micro-USD.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub amount_micros: Option<i64>,
+    /// What was proven.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Proof>,
+    /// What the vendor replied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reply: Option<ReplyFacts>,
+    /// The reservation's state afterwards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<State>,
+    /// Why it is unknown, or how it ended, in a word.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// By how much the actual cost is above what was reserved, in micro-USD.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overrun_micros: Option<i64>,
+    /// The refusal (`denied`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub denial: Option<Box<Denial>>,
+    /// What an observing policy would have refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub would_deny: Option<Box<Denial>>,
+    /// How many refusals this row stands for, when a flood was coalesced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// The call whose recorded reply was given (`replayed`), or whose settlement changed this one (`corrected`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub original: Option<String>,
+    /// The tightest budget afterwards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tightest: Option<BudgetView>,
+    /// Fields that were written into the request.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pins: Vec<(String, String)>,
+    /// The administrative act.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin: Option<Box<AdminAct>>,
+}
+
+/// The identity of a call, as the log keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdentityNote {
+    /// The identity's hash.
+    pub id: String,
+    /// What the discriminator is.
+    pub kind: IdentityKind,
+    /// The generation.
+    pub generation: u32,
+}
+
+/// An administrative act, by whom and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdminAct {
+    /// `issue`, `revoke`, `stop`, `resume`, `put_budget` or `accept_clock`.
+    pub act: String,
+    /// What it is about: a key id, a stop's scope, a budget's id.
+    pub subject: String,
+    /// By whom and why.
+    pub note: AdminNote,
+    /// Further facts by name, such as the old and the new cap.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    pub detail: serde_json::Map<String, serde_json::Value>,
 }
 
 /// Which events to read.

@@ -23,13 +23,14 @@
 //! are stores; the Redis backend repeats the rules in Lua and is held to them by the conformance suite.
 
 pub mod events;
+mod shared;
 pub mod store;
 pub mod table;
 pub mod types;
 
 use async_trait::async_trait;
 
-pub use events::{Delta, Event, EventFilter, EventKind};
+pub use events::{AdminAct, Delta, Event, EventBody, EventFilter, EventKind, IdentityNote};
 pub use types::*;
 
 use crate::error::Result;

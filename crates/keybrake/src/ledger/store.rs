@@ -2,19 +2,20 @@
 //!
 //! A step is all or nothing: when a rule answers an error, the backend discards the step's writes.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::events::Event;
 use super::types::{
-    BudgetDef, BudgetId, HoldFilter, KeyRecord, Reservation, Scope, Stop, StopScope, TokenHash, Window,
+    BudgetDef, BudgetId, CounterName, HoldFilter, KeyRecord, Reservation, Scope, Stop, StopScope, TokenHash,
+    Window,
 };
 use crate::error::Result;
 
-/// The ledger's own record.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The ledger's own record. (Its random id is the backend's to keep; no rule needs it.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
-    /// Random id, made at creation.
-    pub id: String,
     /// The latest time that was ever used; the ledger's time never goes below it.
     pub last_seen_ms: i64,
     /// Number of the last event.
@@ -92,7 +93,7 @@ pub struct Checkpoint {
     /// When it was made.
     pub at_ms: i64,
     /// Every counter, sorted by name: (name, used, held).
-    pub counters: Vec<(String, i64, i64)>,
+    pub counters: Vec<(CounterName, i64, i64)>,
     /// Hash of the checkpoint before, hex; empty for the first.
     pub previous: String,
     /// HMAC-SHA-256 under the ledger secret over everything above, hex.
@@ -104,7 +105,7 @@ pub trait Store {
     /// The ledger's own record.
     fn meta(&mut self) -> Result<Meta>;
     /// Writes it.
-    fn put_meta(&mut self, meta: &Meta) -> Result<()>;
+    fn put_meta(&mut self, meta: Meta) -> Result<()>;
 
     /// The hot part of a key.
     fn key_state(&mut self, key_id: &str) -> Result<Option<KeyState>>;
@@ -120,7 +121,7 @@ pub trait Store {
     fn key_records(&mut self) -> Result<Vec<KeyRecord>>;
 
     /// A budget's definition.
-    fn budget(&mut self, id: &BudgetId) -> Result<Option<BudgetDef>>;
+    fn budget(&mut self, id: &BudgetId) -> Result<Option<Arc<BudgetDef>>>;
     /// Writes it.
     fn put_budget(&mut self, def: &BudgetDef) -> Result<()>;
     /// All definitions, or those of one scope.
@@ -129,37 +130,37 @@ pub trait Store {
     /// A counter; zero if there is none.
     fn counter(&mut self, name: &str) -> Result<Counter>;
     /// Writes it.
-    fn put_counter(&mut self, name: &str, counter: &Counter) -> Result<()>;
+    fn put_counter(&mut self, name: &CounterName, counter: Counter) -> Result<()>;
     /// All counters, sorted by name.
-    fn counters(&mut self) -> Result<Vec<(String, Counter)>>;
+    fn counters(&mut self) -> Result<Vec<(CounterName, Counter)>>;
     /// The current window of a calendar counter family (budget, mode, concrete scope).
     fn window(&mut self, family: &str) -> Result<Option<Window>>;
     /// Writes it.
-    fn put_window(&mut self, family: &str, window: &Window) -> Result<()>;
+    fn put_window(&mut self, family: &str, window: Window) -> Result<()>;
     /// The running sum of a rolling counter family.
     fn rolling(&mut self, family: &str) -> Result<Option<Rolling>>;
     /// Writes it.
-    fn put_rolling(&mut self, family: &str, rolling: &Rolling) -> Result<()>;
+    fn put_rolling(&mut self, family: &str, rolling: Rolling) -> Result<()>;
     /// Start of the first bucket of a rolling family after `after_ms`, if any.
     fn next_bucket(&mut self, family: &str, after_ms: i64) -> Result<Option<i64>>;
 
     /// A reservation by call id.
     fn reservation(&mut self, call_id: &str) -> Result<Option<Reservation>>;
-    /// Writes it. The backend indexes it by state, deadline and run.
-    fn put_reservation(&mut self, reservation: &Reservation) -> Result<()>;
-    /// Reservations in `held` whose deadline is before `now_ms`, at most `limit`.
+    /// Writes it. The backend indexes it by state, deadline, run and [`Reservation::holds_something`].
+    fn put_reservation(&mut self, reservation: Reservation) -> Result<()>;
+    /// Reservations in `held` whose deadline is at or before `now_ms`, earliest first, at most `limit`.
     fn overdue(&mut self, now_ms: i64, limit: u32) -> Result<Vec<Reservation>>;
-    /// Reservations that still hold something, oldest first.
+    /// Reservations that still [hold something](Reservation::holds_something), oldest first.
     fn open_reservations(&mut self, filter: &HoldFilter) -> Result<Vec<Reservation>>;
 
     /// What stands behind an identity id or a content id.
     fn pointer(&mut self, id: &str) -> Result<Option<Pointer>>;
     /// Writes it.
-    fn put_pointer(&mut self, id: &str, pointer: &Pointer) -> Result<()>;
+    fn put_pointer(&mut self, id: &str, pointer: Pointer) -> Result<()>;
     /// What is known of a vendor object.
     fn object(&mut self, object: &str) -> Result<Option<ObjectRecord>>;
     /// Writes it.
-    fn put_object(&mut self, object: &str, record: &ObjectRecord) -> Result<()>;
+    fn put_object(&mut self, object: &str, record: ObjectRecord) -> Result<()>;
 
     /// A standing stop.
     fn stop(&mut self, scope: &StopScope) -> Result<Option<Stop>>;
@@ -171,7 +172,7 @@ pub trait Store {
     fn stops(&mut self) -> Result<Vec<Stop>>;
 
     /// Appends to the log; the rules number the event.
-    fn append(&mut self, event: &Event) -> Result<()>;
+    fn append(&mut self, event: Event) -> Result<()>;
     /// Events after a number, in order, at most `limit`; of one call or run if given.
     fn events(&mut self, filter: &super::events::EventFilter) -> Result<Vec<Event>>;
     /// The last checkpoint.

@@ -1,8 +1,11 @@
 //! The ledger's nouns. Amounts in a `usd` budget are micro-USD, in all others counts; times are Unix
 //! milliseconds on the ledger's clock.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
+pub use super::shared::CounterName;
 use crate::money::Usd;
 pub use crate::policy::budget::{BudgetDef, BudgetId, BudgetRef, OnRepeat, Scope, Unit, Window, WindowKind};
 use crate::policy::{BudgetView, Denial};
@@ -282,9 +285,9 @@ pub struct AmountAsk {
 #[derive(Clone, Debug)]
 pub struct ReserveRequest {
     /// Who and what.
-    pub facts: CallFacts,
+    pub facts: Arc<CallFacts>,
     /// What makes two attempts one spend; `None` for reads and for policies with `idempotency: off`.
-    pub identity: Option<IdentityAsk>,
+    pub identity: Option<Arc<IdentityAsk>>,
     /// What to do.
     pub ask: Ask,
     /// From now until the hold counts as unknown.
@@ -469,8 +472,8 @@ pub struct SettleAnswer {
 /// One charge of a reservation, in the window that reserved it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Charge {
-    /// The counter: budget, mode, concrete scope, window start.
-    pub counter: String,
+    /// The counter: budget with its concrete scope, mode, window start.
+    pub counter: CounterName,
     /// The budget's definition.
     pub budget: BudgetId,
     /// The unit.
@@ -485,13 +488,23 @@ pub struct Charge {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reservation {
     /// Who and what.
-    pub facts: CallFacts,
+    #[serde(with = "super::shared::arc")]
+    pub facts: Arc<CallFacts>,
     /// Its state.
     pub state: State,
     /// Its identity; `None` for reads.
-    pub identity: Option<IdentityAsk>,
+    #[serde(
+        default,
+        with = "super::shared::option_arc",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub identity: Option<Arc<IdentityAsk>>,
     /// The generation, from 1.
     pub generation: u32,
+    /// The generation with which the present series of declines began.
+    pub first_generation: u32,
+    /// Whether an earlier reservation of this generation took the count units, so that this one took none.
+    pub counts_inherited: bool,
     /// What it reserved, at first.
     pub reserved: Usd,
     /// What it still holds.
@@ -504,6 +517,9 @@ pub struct Reservation {
     pub object: Option<String>,
     /// Attempts permitted.
     pub attempts: u32,
+    /// Call ids of the attempts after the first, in order: the calls that joined.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub joined_by: Vec<String>,
     /// Attempts proven not to have executed, by number.
     pub not_executed: Vec<u32>,
     /// Settlements recorded: (attempt, proof kind).
@@ -587,7 +603,7 @@ pub struct VerifyReport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CounterDifference {
     /// The counter.
-    pub counter: String,
+    pub counter: CounterName,
     /// Used and held by the events.
     pub by_events: (i64, i64),
     /// Used and held in the ledger.
@@ -620,6 +636,17 @@ impl State {
             Self::Settled => "settled",
             Self::Voided => "voided",
         }
+    }
+}
+
+impl Reservation {
+    /// Whether something is still held for it: money that may move, or units of a budget. A read that draws on
+    /// no budget holds nothing, whatever its state.
+    pub fn holds_something(&self) -> bool {
+        matches!(self.state, State::Held | State::Unknown | State::Pending)
+            && (self.facts.moves_money
+                || self.held > Usd::ZERO
+                || self.charges.iter().any(|charge| charge.held > 0))
     }
 }
 

@@ -101,6 +101,9 @@ pub enum Exposure {
 pub struct Lookup {
     /// Path and query, such as `/v1/charges/ch_1`.
     pub path: String,
+    /// Whether the request itself gives the amount, so that the read is for currency and owner only
+    /// (`unknown_cost: deny` refuses the others).
+    pub amount_given: bool,
 }
 
 /// What a lookup answered.
@@ -238,6 +241,20 @@ pub trait Vendor: Send + Sync + std::fmt::Debug {
 
     /// Headers that carry the secret.
     fn credentials(&self, secret: &str) -> Vec<(String, zeroize::Zeroizing<String>)>;
+
+    /// Whether a header of the caller's is sent on (any case). Credentials, `Host`, framing and the idempotency
+    /// key are never: they are put on by us.
+    fn forwards(&self, header: &str) -> bool;
+
+    /// Whether this call takes an `Idempotency-Key` header (Stripe: POST, and DELETE under `/v2`).
+    fn takes_idempotency_key(&self, call: &Call) -> bool;
+
+    /// One read that tells the customer of a call that names only an object (a PaymentIntent update, say), for
+    /// policies with customer rules; `None` when there is no such read or the request names the customer.
+    fn owner_lookup(&self, recognised: &Recognised) -> Option<Lookup>;
+
+    /// Reads the reply of an [`owner_lookup`](Self::owner_lookup): the customer, if the object has one.
+    fn read_owner(&self, recognised: &Recognised, reply: &Reply) -> Result<Option<String>, Refusal>;
 
     /// Takes the token out of the header where the SDK puts the vendor's key. `None` when there is none.
     fn token(&self, call: &Call) -> Option<String>;
