@@ -16,6 +16,8 @@ pub mod ledger;
 
 pub mod vendors;
 
+pub mod audit;
+
 pub use clock::{Clock, SystemClock};
 pub use error::{Error, ErrorKind, Result};
 pub use money::Usd;
