@@ -1,5 +1,6 @@
 //! Budgets as nouns: what is counted, for whom, in which window. The ledger keeps the counters.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What a budget counts.
@@ -18,7 +19,7 @@ pub enum Unit {
 
 /// What a budget is cut into. `Day` and `Rolling24h` are one family: a scope has at most one of them, so that
 /// a change of shape can never start a second counter from zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WindowKind {
     /// A calendar hour.
@@ -95,7 +96,7 @@ pub struct BudgetRef {
 }
 
 /// What a settled twin leads to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnRepeat {
     /// The recorded reply.
