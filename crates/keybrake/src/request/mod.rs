@@ -3,6 +3,12 @@
 //! The judge reads the exact bytes that will be sent. On anything that two parsers could read differently the
 //! call is refused with [`Refusal`].
 
+pub mod authority;
+pub mod form;
+pub mod headers;
+pub mod json;
+pub mod path;
+
 use bytes::Bytes;
 
 use crate::policy::Code;

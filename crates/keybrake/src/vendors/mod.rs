@@ -1,8 +1,45 @@
 //! What a call costs: one folder for each vendor, and the table of vendors.
 
+pub mod stripe;
+
 use crate::money::{Currency, VendorAmount};
-use crate::policy::Denial;
-use crate::request::{Call, Refusal};
+use crate::policy::{Code, Denial};
+use crate::request::{Call, Refusal, authority};
+
+static VENDORS: [&dyn Vendor; 1] = [&stripe::Stripe];
+
+/// Every vendor, in the order of their names.
+pub fn vendors() -> &'static [&'static dyn Vendor] {
+    &VENDORS
+}
+
+/// The vendor of this name, such as `stripe`.
+pub fn vendor(name: &str) -> Option<&'static dyn Vendor> {
+    vendors().iter().copied().find(|vendor| vendor.name() == name)
+}
+
+/// The vendor that answers on this exact host.
+pub fn by_host(host: &str) -> Option<&'static dyn Vendor> {
+    vendors()
+        .iter()
+        .copied()
+        .find(|vendor| vendor.hosts().contains(&host))
+}
+
+/// The vendor that a URL names, judged on the raw string.
+///
+/// # Errors
+/// `vendor_not_allowed` when the URL is not `https://`, a known host exactly, and a path.
+pub fn by_url(url: &str) -> Result<&'static dyn Vendor, Refusal> {
+    let mut answer = Err(Refusal::new(Code::VendorNotAllowed, "no vendor is known"));
+    for vendor in vendors() {
+        answer = authority::split(url, vendor.hosts()).map(|_| *vendor);
+        if answer.is_ok() {
+            break;
+        }
+    }
+    answer
+}
 
 /// What an operation does, which decides how it is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,7 +55,7 @@ pub enum Class {
 }
 
 /// One operation of a vendor's table.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Operation {
     /// Dotted name, such as `refunds.create`.
     pub name: &'static str,
@@ -30,7 +67,8 @@ pub struct Operation {
     pub class: Class,
     /// +1 collects money, −1 sends money out, 0 neither.
     pub direction: i8,
-    /// Fields whose values make two calls the same spend (besides the path's ids).
+    /// Fields whose values make two calls the same spend (besides the path's ids). `*` stands for every field of
+    /// the request; [`Recognised::identity`] knows.
     pub identity_fields: &'static [&'static str],
     /// Whether our tag can be written into the request, to find it again by listing.
     pub tagged: bool,
@@ -41,6 +79,10 @@ pub struct Operation {
 pub struct Recognised {
     /// The operation.
     pub operation: &'static Operation,
+    /// The host the call goes to, one of the vendor's.
+    pub host: &'static str,
+    /// The path as it is sent, such as `/v1/charges/ch_1`: what endpoint rules are compared with.
+    pub path: String,
     /// Ids in the path, in order.
     pub ids: Vec<String>,
     /// The connected account whose money moves (`Stripe-Account`), if any.
@@ -64,6 +106,16 @@ impl Recognised {
             .iter()
             .find(|(key, _)| key == name)
             .map(|(_, value)| value.as_str())
+    }
+
+    /// The identity fields that this request has, by name, as the caller gave them.
+    pub fn identity(&self) -> Vec<(String, String)> {
+        let names = self.operation.identity_fields;
+        self.fields
+            .iter()
+            .filter(|(key, _)| names.contains(&"*") || names.contains(&key.as_str()))
+            .cloned()
+            .collect()
     }
 }
 
@@ -149,6 +201,9 @@ pub enum Outcome {
     ChargedProvisionally(VendorAmount),
     /// Done, and it costs nothing.
     Free,
+    /// Done, and the reply does not say what it cost: the estimate stands. Answered for every executed operation
+    /// of [`Class::Unknown`], which is only ever sent at a cost that the policy gave.
+    Executed,
     /// Accepted, the outcome comes later.
     Accepted,
     /// This attempt did not execute.
