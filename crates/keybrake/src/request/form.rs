@@ -208,7 +208,12 @@ fn structure(pairs: &[(String, String)], names: &Names) -> Result<(), Refusal> {
     let mut keys: Vec<&str> = pairs.iter().map(|(key, _)| key.as_str()).collect();
     keys.sort_unstable();
     if let Some([key, _]) = keys.array_windows().find(|[a, b]| a == b) {
-        return Err(refuse(format!("field {} is there twice", shown(key))));
+        let hint = if key.ends_with("[]") {
+            "; number a list's items: [0], [1], …"
+        } else {
+            ""
+        };
+        return Err(refuse(format!("field {} is there twice{hint}", shown(key))));
     }
     let mut containers: Vec<(&str, Part)> = Vec::new();
     for (key, _) in pairs {

@@ -3,7 +3,7 @@
 pub mod stripe;
 
 use crate::money::{Currency, VendorAmount};
-use crate::policy::{Code, Denial};
+use crate::policy::{Catalogue, Code, Denial, OperationInfo};
 use crate::request::{Call, Refusal, authority};
 
 static VENDORS: [&dyn Vendor; 1] = [&stripe::Stripe];
@@ -11,6 +11,30 @@ static VENDORS: [&dyn Vendor; 1] = [&stripe::Stripe];
 /// Every vendor, in the order of their names.
 pub fn vendors() -> &'static [&'static dyn Vendor] {
     &VENDORS
+}
+
+/// The built-in vendors, as policies see them.
+#[derive(Clone, Copy, Debug)]
+pub struct Builtin;
+
+impl Catalogue for Builtin {
+    fn vendors(&self) -> Vec<&'static str> {
+        vendors().iter().map(|vendor| vendor.name()).collect()
+    }
+
+    fn operations(&self, name: &str) -> Vec<OperationInfo> {
+        let Some(vendor) = vendor(name) else {
+            return Vec::new();
+        };
+        let info = |operation: &Operation| OperationInfo {
+            name: operation.name,
+            method: operation.method,
+            path: operation.path,
+            read: operation.class == Class::Read,
+            recurring: vendor.starts_billing(operation),
+        };
+        vendor.operations().iter().map(info).collect()
+    }
 }
 
 /// The vendor of this name, such as `stripe`.
@@ -67,8 +91,8 @@ pub struct Operation {
     pub class: Class,
     /// +1 collects money, −1 sends money out, 0 neither.
     pub direction: i8,
-    /// Fields whose values make two calls the same spend (besides the path's ids). `*` stands for every field of
-    /// the request; [`Recognised::identity`] knows.
+    /// Fields whose values make two calls the same spend (besides the path's ids), each with all that is below it.
+    /// Empty: every field of the request.
     pub identity_fields: &'static [&'static str],
     /// Whether our tag can be written into the request, to find it again by listing.
     pub tagged: bool,
@@ -106,16 +130,6 @@ impl Recognised {
             .iter()
             .find(|(key, _)| key == name)
             .map(|(_, value)| value.as_str())
-    }
-
-    /// The identity fields that this request has, by name, as the caller gave them.
-    pub fn identity(&self) -> Vec<(String, String)> {
-        let names = self.operation.identity_fields;
-        self.fields
-            .iter()
-            .filter(|(key, _)| names.contains(&"*") || names.contains(&key.as_str()))
-            .cloned()
-            .collect()
     }
 }
 
@@ -290,6 +304,11 @@ pub trait Vendor: Send + Sync + std::fmt::Debug {
 
     /// The table of operations.
     fn operations(&self) -> &'static [Operation];
+
+    /// Whether an operation starts or changes repeated billing, such as creating a subscription.
+    fn starts_billing(&self, _operation: &Operation) -> bool {
+        false
+    }
 
     /// Whether a secret is for live money; `None` if it does not look like this vendor's secret.
     fn livemode(&self, secret: &str) -> Option<bool>;

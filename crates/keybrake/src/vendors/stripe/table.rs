@@ -77,7 +77,8 @@ static UNLISTED: [Operation; 3] = [
     unknown("GET", "unknown", "**"),
 ];
 
-const ALL: &[&str] = &["*"];
+/// Identity by every field of the request.
+const ALL: &[&str] = &[];
 
 static OPERATIONS: LazyLock<Vec<Operation>> = LazyLock::new(|| {
     let mut all: Vec<Operation> = [KNOWN, free::FREE, unknown::UNKNOWN, reads::READS].concat();
@@ -96,6 +97,21 @@ static ROUTES: LazyLock<Node> = LazyLock::new(|| {
 /// All operations that a policy can name, by path and method.
 pub(super) fn operations() -> &'static [Operation] {
     &OPERATIONS
+}
+
+/// Whether an operation starts or changes repeated billing.
+pub(super) fn starts_billing(operation: &Operation) -> bool {
+    matches!(
+        operation.name,
+        "quotes.accept"
+            | "subscription_items.create"
+            | "subscription_items.update"
+            | "subscription_schedules.create"
+            | "subscription_schedules.update"
+            | "subscriptions.create"
+            | "subscriptions.resume"
+            | "subscriptions.update"
+    )
 }
 
 /// The host that serves an operation.
