@@ -1,10 +1,13 @@
 //! What a call costs: one folder for each vendor, and the table of vendors.
 
+mod catalogue;
 pub mod stripe;
 
 use crate::money::{Currency, VendorAmount};
 use crate::policy::{Catalogue, Code, Denial, OperationInfo};
 use crate::request::{Call, Refusal, authority};
+
+pub use catalogue::Vendors;
 
 static VENDORS: [&dyn Vendor; 1] = [&stripe::Stripe];
 
