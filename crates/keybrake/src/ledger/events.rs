@@ -71,7 +71,7 @@ pub struct Event {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EventBody {
-    /// Who and what: in every event of a call. Of a joined attempt, the joining call's.
+    /// Who and what, in every event of a call: of an `attempt` the joining call, else the reservation's.
     #[serde(with = "super::shared::option_arc", skip_serializing_if = "Option::is_none")]
     pub facts: Option<Arc<CallFacts>>,
     /// The identity (`reserved`, `attempt`).

@@ -23,6 +23,9 @@
 //! are stores; the Redis backend repeats the rules in Lua and is held to them by the conformance suite.
 
 pub mod events;
+mod memory;
+mod memory_store;
+pub mod rules;
 mod shared;
 pub mod store;
 pub mod table;
@@ -31,6 +34,7 @@ pub mod types;
 use async_trait::async_trait;
 
 pub use events::{AdminAct, Delta, Event, EventBody, EventFilter, EventKind, IdentityNote};
+pub use memory::MemoryLedger;
 pub use types::*;
 
 use crate::error::Result;

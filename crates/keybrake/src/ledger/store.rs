@@ -24,8 +24,10 @@ pub struct Meta {
     pub groups_version: u64,
     /// Standing stops; none means that no stop has to be looked up.
     pub stops: u64,
-    /// Open holds.
+    /// Reservations that hold something.
     pub open_holds: u64,
+    /// No held reservation has a deadline before this; 0 when that is not known.
+    pub next_deadline_ms: i64,
 }
 
 /// The part of a key that every decision reads.
@@ -39,7 +41,7 @@ pub struct KeyState {
     pub revoked_at_ms: Option<i64>,
     /// Parent and further ancestors.
     pub ancestors: Vec<String>,
-    /// Open holds of this key.
+    /// Reservations of this key that hold something.
     pub open_holds: u32,
 }
 

@@ -27,6 +27,10 @@ pub enum Effect {
     Decide,
     /// Money moved after all: used is raised at once, above the cap if need be, and recorded as overrun.
     Correct,
+    /// The vendor accepted after all: what had been released is held again, above the cap if need be.
+    HoldAgain,
+    /// The end of one attempt of a call whose outcome is known already: recorded, and nothing changes.
+    Note,
 }
 
 /// One row: a proof, by [`kind`](super::types::Proof::kind), in a state.
@@ -43,7 +47,7 @@ pub struct Transition {
 /// The table.
 pub const TRANSITIONS: &[Transition] = {
     use Effect::{
-        Correct, Decide, Doubt, Settle, SettleProvisionally, VoidForGood, VoidIfAllProven,
+        Correct, Decide, Doubt, HoldAgain, Note, Settle, SettleProvisionally, VoidForGood, VoidIfAllProven,
         VoidSameGeneration, VoidUnsent, Wait,
     };
     use State::{Held, Pending, Provisional, Settled, Unknown, Voided};
@@ -58,18 +62,38 @@ pub const TRANSITIONS: &[Transition] = {
         row("charged_provisionally", Unknown, SettleProvisionally),
         row("charged_provisionally", Pending, SettleProvisionally),
         row("charged_provisionally", Provisional, SettleProvisionally),
+        row("charged_provisionally", Settled, Correct),
+        row("charged_provisionally", Voided, Correct),
         row("accepted", Held, Wait),
         row("accepted", Unknown, Wait),
         row("accepted", Pending, Wait),
+        row("accepted", Provisional, Note),
+        row("accepted", Settled, Note),
+        row("accepted", Voided, HoldAgain),
         row("did_not_execute", Held, VoidIfAllProven),
         row("did_not_execute", Unknown, VoidIfAllProven),
+        row("did_not_execute", Pending, Note),
+        row("did_not_execute", Provisional, Note),
+        row("did_not_execute", Settled, Note),
+        row("did_not_execute", Voided, Note),
         row("failed_for_good", Held, VoidForGood),
         row("failed_for_good", Unknown, VoidForGood),
         row("failed_for_good", Pending, VoidForGood),
+        row("failed_for_good", Provisional, Note),
+        row("failed_for_good", Settled, Note),
+        row("failed_for_good", Voided, Note),
         row("no_proof", Held, Doubt),
         row("no_proof", Unknown, Doubt),
+        row("no_proof", Pending, Note),
+        row("no_proof", Provisional, Note),
+        row("no_proof", Settled, Note),
+        row("no_proof", Voided, Note),
         row("never_sent", Held, VoidUnsent),
         row("never_sent", Unknown, VoidUnsent),
+        row("never_sent", Pending, Note),
+        row("never_sent", Provisional, Note),
+        row("never_sent", Settled, Note),
+        row("never_sent", Voided, Note),
         row("absent", Unknown, VoidSameGeneration),
         row("operator", Unknown, Decide),
         row("operator", Pending, Decide),

@@ -19,6 +19,23 @@ pub struct TokenHash(pub String);
 #[derive(Clone, zeroize::Zeroize, zeroize::ZeroizeOnDrop)]
 pub struct LedgerSecret(pub(crate) [u8; 32]);
 
+impl LedgerSecret {
+    /// A new secret.
+    ///
+    /// # Errors
+    /// `Config` when the operating system gives no random bytes.
+    pub fn random() -> crate::error::Result<Self> {
+        let mut bytes = [0_u8; 32];
+        match getrandom::fill(&mut bytes) {
+            Ok(()) => Ok(Self(bytes)),
+            Err(e) => Err(
+                crate::error::Error::config("the operating system gives no random bytes")
+                    .because(e.to_string()),
+            ),
+        }
+    }
+}
+
 impl std::fmt::Debug for LedgerSecret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("LedgerSecret(…)")
@@ -482,6 +499,15 @@ pub struct Charge {
     pub held: i64,
     /// Used by this reservation.
     pub used: i64,
+    /// The key's own lower limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<i64>,
+    /// When the window ends; `None` for run and lifetime budgets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_end_ms: Option<i64>,
+    /// Whether the counter is a bucket of a rolling window.
+    #[serde(default)]
+    pub rolling: bool,
 }
 
 /// A reservation: the hold, its identity, its attempts and what is known of its outcome.

@@ -1,0 +1,436 @@
+//! The store behind [`MemoryLedger`](super::MemoryLedger): maps, and a log of what to put back when a step
+//! fails.
+
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{Hash, Hasher};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use super::events::{Event, EventFilter};
+use super::store::{Checkpoint, Counter, KeyState, Meta, ObjectRecord, Pointer, Rolling, Store};
+use super::types::{
+    BudgetDef, BudgetId, CallFacts, CounterName, HoldFilter, KeyRecord, Reservation, Scope, State, Stop,
+    StopScope, TokenHash, Window,
+};
+use crate::error::Result;
+
+#[derive(Debug, Default)]
+pub(super) struct MemoryStore {
+    meta: Meta,
+    keys: HashMap<String, KeyState>,
+    records: HashMap<String, KeyRecord>,
+    issued: Vec<String>,
+    tokens: HashMap<TokenHash, String>,
+    budgets: BTreeMap<BudgetId, Arc<BudgetDef>>,
+    counters: HashMap<CounterName, Counter>,
+    /// The counters' names in order, to find a family's next bucket.
+    names: BTreeSet<CounterName>,
+    windows: HashMap<String, Window>,
+    rolling: HashMap<String, Rolling>,
+    reservations: HashMap<CallKey, Reservation>,
+    /// Held reservations by deadline.
+    deadlines: BTreeSet<(i64, CallKey)>,
+    /// Reservations that hold something, by age.
+    open: BTreeSet<(i64, CallKey)>,
+    pointers: HashMap<String, Pointer>,
+    objects: HashMap<String, ObjectRecord>,
+    stops: BTreeMap<StopScope, Stop>,
+    events: Vec<Arc<Event>>,
+    checkpoints: Vec<Checkpoint>,
+    undo: Vec<Undo>,
+}
+
+/// How to take one write back.
+#[derive(Debug)]
+enum Undo {
+    Meta(Meta),
+    Key(String, Option<KeyState>),
+    Record(String, Option<Box<KeyRecord>>),
+    Budget(BudgetId, Option<Arc<BudgetDef>>),
+    Counter(CounterName, Option<Counter>),
+    Window(String, Option<Window>),
+    Rolling(String, Option<Rolling>),
+    Reservation(CallKey, Option<Box<Reservation>>),
+    Pointer(String, Option<Pointer>),
+    Object(String, Option<ObjectRecord>),
+    Stop(StopScope, Option<Stop>),
+    Event,
+    Checkpoint,
+}
+
+/// A call's id, shared with its facts.
+#[derive(Clone, Debug)]
+struct CallKey(Arc<CallFacts>);
+
+impl PartialEq for CallKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.call_id == other.0.call_id
+    }
+}
+
+impl Eq for CallKey {}
+
+impl Hash for CallKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.call_id.as_str().hash(state);
+    }
+}
+
+impl PartialOrd for CallKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for CallKey {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.call_id.cmp(&other.0.call_id)
+    }
+}
+
+impl Borrow<str> for CallKey {
+    fn borrow(&self) -> &str {
+        &self.0.call_id
+    }
+}
+
+impl MemoryStore {
+    pub(super) fn commit(&mut self) {
+        self.undo.clear();
+    }
+
+    pub(super) fn roll_back(&mut self) {
+        while let Some(undo) = self.undo.pop() {
+            match undo {
+                Undo::Meta(meta) => self.meta = meta,
+                Undo::Key(id, old) => restore(&mut self.keys, id, old),
+                Undo::Record(id, old) => self.restore_record(id, old),
+                Undo::Budget(id, Some(old)) => drop(self.budgets.insert(id, old)),
+                Undo::Budget(id, None) => drop(self.budgets.remove(&id)),
+                Undo::Counter(name, old) => {
+                    if old.is_none() {
+                        self.names.remove(&name);
+                    }
+                    restore(&mut self.counters, name, old);
+                }
+                Undo::Window(family, old) => restore(&mut self.windows, family, old),
+                Undo::Rolling(family, old) => restore(&mut self.rolling, family, old),
+                Undo::Reservation(key, old) => {
+                    if let Some(present) = self.reservations.remove(&key) {
+                        self.unlist(&present);
+                    }
+                    if let Some(old) = old {
+                        self.list(&old);
+                        self.reservations.insert(key, *old);
+                    }
+                }
+                Undo::Pointer(id, old) => restore(&mut self.pointers, id, old),
+                Undo::Object(id, old) => restore(&mut self.objects, id, old),
+                Undo::Stop(scope, Some(old)) => drop(self.stops.insert(scope, old)),
+                Undo::Stop(scope, None) => drop(self.stops.remove(&scope)),
+                Undo::Event => drop(self.events.pop()),
+                Undo::Checkpoint => drop(self.checkpoints.pop()),
+            }
+        }
+    }
+
+    fn restore_record(&mut self, id: String, old: Option<Box<KeyRecord>>) {
+        if let Some(old) = old {
+            self.records.insert(id, *old);
+        } else {
+            if let Some(gone) = self.records.remove(&id) {
+                self.tokens.remove(&gone.token_hash);
+            }
+            self.issued.pop();
+        }
+    }
+
+    fn list(&mut self, reservation: &Reservation) {
+        let key = CallKey(Arc::clone(&reservation.facts));
+        if reservation.state == State::Held {
+            self.deadlines.insert((reservation.not_after_ms, key.clone()));
+        }
+        if reservation.holds_something() {
+            self.open.insert((reservation.reserved_at_ms, key));
+        }
+    }
+
+    fn unlist(&mut self, reservation: &Reservation) {
+        let key = CallKey(Arc::clone(&reservation.facts));
+        if reservation.state == State::Held {
+            self.deadlines.remove(&(reservation.not_after_ms, key.clone()));
+        }
+        if reservation.holds_something() {
+            self.open.remove(&(reservation.reserved_at_ms, key));
+        }
+    }
+}
+
+fn restore<K: Eq + Hash, V>(map: &mut HashMap<K, V>, key: K, old: Option<V>) {
+    match old {
+        Some(old) => drop(map.insert(key, old)),
+        None => drop(map.remove(&key)),
+    }
+}
+
+impl Store for MemoryStore {
+    fn meta(&mut self) -> Result<Meta> {
+        Ok(self.meta)
+    }
+
+    fn put_meta(&mut self, meta: Meta) -> Result<()> {
+        self.undo.push(Undo::Meta(self.meta));
+        self.meta = meta;
+        Ok(())
+    }
+
+    fn key_state(&mut self, key_id: &str) -> Result<Option<KeyState>> {
+        Ok(self.keys.get(key_id).cloned())
+    }
+
+    fn put_key_state(&mut self, key_id: &str, state: &KeyState) -> Result<()> {
+        let old = self.keys.insert(key_id.to_owned(), state.clone());
+        self.undo.push(Undo::Key(key_id.to_owned(), old));
+        Ok(())
+    }
+
+    fn key_record(&mut self, key_id: &str) -> Result<Option<KeyRecord>> {
+        Ok(self.records.get(key_id).cloned())
+    }
+
+    fn key_id_by_token(&mut self, token_hash: &TokenHash) -> Result<Option<String>> {
+        Ok(self.tokens.get(token_hash).cloned())
+    }
+
+    fn put_key_record(&mut self, record: &KeyRecord) -> Result<()> {
+        let old = self.records.insert(record.id.clone(), record.clone());
+        if old.is_none() {
+            self.issued.push(record.id.clone());
+            self.tokens.insert(record.token_hash.clone(), record.id.clone());
+        }
+        self.undo.push(Undo::Record(record.id.clone(), old.map(Box::new)));
+        Ok(())
+    }
+
+    fn key_records(&mut self) -> Result<Vec<KeyRecord>> {
+        let newest_first = self.issued.iter().rev();
+        Ok(newest_first
+            .filter_map(|id| self.records.get(id).cloned())
+            .collect())
+    }
+
+    fn budget(&mut self, id: &BudgetId) -> Result<Option<Arc<BudgetDef>>> {
+        Ok(self.budgets.get(id).cloned())
+    }
+
+    fn put_budget(&mut self, def: &BudgetDef) -> Result<()> {
+        let old = self.budgets.insert(def.id(), Arc::new(def.clone()));
+        self.undo.push(Undo::Budget(def.id(), old));
+        Ok(())
+    }
+
+    fn budgets(&mut self, scope: Option<&Scope>) -> Result<Vec<BudgetDef>> {
+        let wanted = |def: &&Arc<BudgetDef>| scope.is_none_or(|scope| def.scope == *scope);
+        Ok(self
+            .budgets
+            .values()
+            .filter(wanted)
+            .map(|def| BudgetDef::clone(def))
+            .collect())
+    }
+
+    fn counter(&mut self, name: &str) -> Result<Counter> {
+        Ok(self.counters.get(name).copied().unwrap_or_default())
+    }
+
+    fn put_counter(&mut self, name: &CounterName, counter: Counter) -> Result<()> {
+        let old = self.counters.insert(name.clone(), counter);
+        if old.is_none() {
+            self.names.insert(name.clone());
+        }
+        self.undo.push(Undo::Counter(name.clone(), old));
+        Ok(())
+    }
+
+    fn counters(&mut self) -> Result<Vec<(CounterName, Counter)>> {
+        let value = |name: &CounterName| self.counters.get(name).copied().unwrap_or_default();
+        Ok(self
+            .names
+            .iter()
+            .map(|name| (name.clone(), value(name)))
+            .collect())
+    }
+
+    fn window(&mut self, family: &str) -> Result<Option<Window>> {
+        Ok(self.windows.get(family).copied())
+    }
+
+    fn put_window(&mut self, family: &str, window: Window) -> Result<()> {
+        let old = self.windows.insert(family.to_owned(), window);
+        self.undo.push(Undo::Window(family.to_owned(), old));
+        Ok(())
+    }
+
+    fn rolling(&mut self, family: &str) -> Result<Option<Rolling>> {
+        Ok(self.rolling.get(family).copied())
+    }
+
+    fn put_rolling(&mut self, family: &str, rolling: Rolling) -> Result<()> {
+        let old = self.rolling.insert(family.to_owned(), rolling);
+        self.undo.push(Undo::Rolling(family.to_owned(), old));
+        Ok(())
+    }
+
+    fn next_bucket(&mut self, family: &str, after_ms: i64) -> Result<Option<i64>> {
+        // Starts have 13 digits until the year 2286, so their order as text is their order in time.
+        let prefix = format!("{family}|");
+        let from = format!("{prefix}{after_ms}");
+        let next = self
+            .names
+            .range::<str, _>((Bound::Excluded(from.as_str()), Bound::Unbounded))
+            .next();
+        Ok(next.and_then(|name| name.strip_prefix(&prefix)?.parse().ok()))
+    }
+
+    fn reservation(&mut self, call_id: &str) -> Result<Option<Reservation>> {
+        Ok(self.reservations.get(call_id).cloned())
+    }
+
+    fn put_reservation(&mut self, reservation: Reservation) -> Result<()> {
+        let key = CallKey(Arc::clone(&reservation.facts));
+        let listing = |r: &Reservation| (r.state == State::Held, r.not_after_ms, r.holds_something());
+        let old = self.reservations.get(&key);
+        if old.map(listing) != Some(listing(&reservation)) {
+            if let Some(old) = old.cloned() {
+                self.unlist(&old);
+            }
+            self.list(&reservation);
+        }
+        let old = self.reservations.insert(key.clone(), reservation);
+        self.undo.push(Undo::Reservation(key, old.map(Box::new)));
+        Ok(())
+    }
+
+    fn overdue(&mut self, now_ms: i64, limit: u32) -> Result<Vec<Reservation>> {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        Ok(self
+            .deadlines
+            .iter()
+            .take_while(|(not_after_ms, _)| *not_after_ms <= now_ms)
+            .take(limit)
+            .filter_map(|(_, key)| self.reservations.get(key).cloned())
+            .collect())
+    }
+
+    fn open_reservations(&mut self, filter: &HoldFilter) -> Result<Vec<Reservation>> {
+        let limit = if filter.limit == 0 { 1_000 } else { filter.limit };
+        let wanted = |call: &&Reservation| {
+            filter.state.is_none_or(|state| call.state == state)
+                && (filter.run.is_none() || call.facts.run == filter.run)
+        };
+        Ok(self
+            .open
+            .iter()
+            .filter_map(|(_, key)| self.reservations.get(key))
+            .filter(wanted)
+            .take(usize::try_from(limit).unwrap_or(usize::MAX))
+            .cloned()
+            .collect())
+    }
+
+    fn pointer(&mut self, id: &str) -> Result<Option<Pointer>> {
+        Ok(self.pointers.get(id).cloned())
+    }
+
+    fn put_pointer(&mut self, id: &str, pointer: Pointer) -> Result<()> {
+        let old = self.pointers.insert(id.to_owned(), pointer);
+        self.undo.push(Undo::Pointer(id.to_owned(), old));
+        Ok(())
+    }
+
+    fn object(&mut self, object: &str) -> Result<Option<ObjectRecord>> {
+        Ok(self.objects.get(object).cloned())
+    }
+
+    fn put_object(&mut self, object: &str, record: ObjectRecord) -> Result<()> {
+        let old = self.objects.insert(object.to_owned(), record);
+        self.undo.push(Undo::Object(object.to_owned(), old));
+        Ok(())
+    }
+
+    fn stop(&mut self, scope: &StopScope) -> Result<Option<Stop>> {
+        Ok(self.stops.get(scope).cloned())
+    }
+
+    fn put_stop(&mut self, stop: &Stop) -> Result<()> {
+        let old = self.stops.insert(stop.scope.clone(), stop.clone());
+        self.undo.push(Undo::Stop(stop.scope.clone(), old));
+        Ok(())
+    }
+
+    fn remove_stop(&mut self, scope: &StopScope) -> Result<()> {
+        let old = self.stops.remove(scope);
+        self.undo.push(Undo::Stop(scope.clone(), old));
+        Ok(())
+    }
+
+    fn stops(&mut self) -> Result<Vec<Stop>> {
+        Ok(self.stops.values().cloned().collect())
+    }
+
+    fn append(&mut self, event: Event) -> Result<()> {
+        self.events.push(Arc::new(event));
+        self.undo.push(Undo::Event);
+        Ok(())
+    }
+
+    fn events(&mut self, filter: &EventFilter) -> Result<Vec<Event>> {
+        let limit = if filter.limit == 0 { 10_000 } else { filter.limit };
+        let skip = usize::try_from(filter.after_seq).unwrap_or(usize::MAX);
+        Ok(self
+            .events
+            .iter()
+            .skip(skip)
+            .filter(|event| matches(event, filter))
+            .take(usize::try_from(limit).unwrap_or(usize::MAX))
+            .map(|event| Event::clone(event))
+            .collect())
+    }
+
+    fn last_checkpoint(&mut self) -> Result<Option<Checkpoint>> {
+        Ok(self.checkpoints.last().cloned())
+    }
+
+    fn checkpoints(&mut self) -> Result<Vec<Checkpoint>> {
+        Ok(self.checkpoints.clone())
+    }
+
+    fn put_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        self.checkpoints.push(checkpoint.clone());
+        self.undo.push(Undo::Checkpoint);
+        Ok(())
+    }
+}
+
+fn matches(event: &Event, filter: &EventFilter) -> bool {
+    let of_call = |call_id: &String| {
+        event.call_id.as_ref() == Some(call_id)
+            || event
+                .body
+                .facts
+                .as_ref()
+                .is_some_and(|facts| facts.call_id == *call_id)
+    };
+    let of_run = |run: &String| {
+        event
+            .body
+            .facts
+            .as_ref()
+            .is_some_and(|facts| facts.run.as_ref() == Some(run))
+    };
+    filter.call_id.as_ref().is_none_or(of_call)
+        && filter.run.as_ref().is_none_or(of_run)
+        && filter.since_ms.is_none_or(|since_ms| event.at_ms >= since_ms)
+}

@@ -1,0 +1,397 @@
+//! What makes two attempts one spend: joins, replays, conflicts, generations and unknown twins.
+
+use std::sync::Arc;
+
+use super::step::{Step, corrupt, unknown_pointer};
+use crate::error::Result;
+use crate::ledger::store::Pointer;
+use crate::ledger::types::{
+    CallFacts, IdentityAsk, IdentityKind, OnRepeat, Reservation, ReserveRequest, State,
+};
+use crate::policy::{Code, Denial, ExistingCall};
+
+/// How a reservation ended, in a word, where the identity has to know.
+pub(super) mod ended {
+    pub(in super::super) const CHARGED: &str = "charged";
+    pub(in super::super) const DECLINED: &str = "declined";
+    pub(in super::super) const NEVER_SENT: &str = "never_sent";
+    pub(in super::super) const DID_NOT_EXECUTE: &str = "did_not_execute";
+    pub(in super::super) const ABSENT: &str = "absent";
+    pub(in super::super) const OPERATOR: &str = "operator";
+    /// The vendor's object was closed before this part of it moved; the call itself was done.
+    pub(in super::super) const CLOSED: &str = "closed";
+    /// The vendor replayed a success that another reservation has settled.
+    pub(in super::super) const REPLAYED: &str = "replayed";
+}
+
+/// Calls that one caller's key is remembered for.
+const CALLS_PER_CALLER_KEY: usize = 16;
+
+/// What the identity says.
+pub(super) enum Resolved {
+    /// A new reservation.
+    Fresh(Plan),
+    /// A further attempt of this one.
+    Join(Reservation),
+    /// Known to be done.
+    Replay(Reservation),
+    /// Refused.
+    Deny(Box<Denial>),
+}
+
+/// How a new reservation continues its identity.
+pub(super) struct Plan {
+    pub(super) identity: Option<Arc<IdentityAsk>>,
+    pub(super) generation: u32,
+    pub(super) first_generation: u32,
+    /// Whether this generation's count units are taken already.
+    pub(super) counts_taken: bool,
+}
+
+/// Looks at the call's identity, its newest reservation, and unknown calls with the same content.
+pub(super) fn resolve(step: &mut Step<'_>, request: &ReserveRequest) -> Result<Resolved> {
+    let Some(ask) = &request.identity else {
+        return Ok(Resolved::Fresh(Plan {
+            identity: None,
+            generation: 1,
+            first_generation: 1,
+            counts_taken: false,
+        }));
+    };
+    let plan = match newest(step, &ask.id)? {
+        None => first(ask),
+        Some(earlier) => match by_earlier(step, ask, earlier, &request.facts.call_id) {
+            Resolved::Fresh(plan) => plan,
+            other => return Ok(other),
+        },
+    };
+    if let Some(twin) = unknown_twin(step, ask)? {
+        return Ok(if twin.1 {
+            Resolved::Join(twin.0)
+        } else {
+            Resolved::Deny(Box::new(outcome_unknown(&twin.0)))
+        });
+    }
+    if let Some(denial) = foreign_caller_key(step, ask, &request.facts)? {
+        return Ok(Resolved::Deny(Box::new(denial)));
+    }
+    Ok(Resolved::Fresh(plan))
+}
+
+fn first(ask: &Arc<IdentityAsk>) -> Plan {
+    Plan {
+        identity: Some(Arc::clone(ask)),
+        generation: 1,
+        first_generation: 1,
+        counts_taken: false,
+    }
+}
+
+fn newest(step: &mut Step<'_>, id: &str) -> Result<Option<Reservation>> {
+    let Some(pointer) = step.store.pointer(id)? else {
+        return Ok(None);
+    };
+    let Some(call_id) = pointer.call_ids.last() else {
+        return Ok(None);
+    };
+    match step.store.reservation(call_id)? {
+        Some(reservation) => Ok(Some(reservation)),
+        None => Err(corrupt(format!(
+            "the call {call_id} of an identity is not in the ledger"
+        ))),
+    }
+}
+
+/// What the identity's newest reservation leads to.
+fn by_earlier(step: &Step<'_>, ask: &Arc<IdentityAsk>, earlier: Reservation, call_id: &str) -> Resolved {
+    if forgotten(&earlier, step.now_ms) {
+        return next_generation(ask, &earlier, true);
+    }
+    let differing = differing(ask, &earlier);
+    let declined = earlier.ended_by.as_deref() == Some(ended::DECLINED);
+    if !differing.is_empty() && !declined {
+        return Resolved::Deny(Box::new(conflict(&earlier, differing)));
+    }
+    match earlier.state {
+        State::Held | State::Unknown => {
+            let same_wire = earlier.identity.as_ref().is_some_and(|own| own.wire == ask.wire);
+            if same_wire || earlier.joined_by.iter().any(|joined| joined == call_id) {
+                Resolved::Join(earlier)
+            } else {
+                Resolved::Deny(Box::new(outcome_unknown(&earlier)))
+            }
+        }
+        State::Pending | State::Provisional | State::Settled => done(ask, earlier),
+        State::Voided if earlier.ended_by.as_deref() == Some(ended::CLOSED) => done(ask, earlier),
+        State::Voided if declined => {
+            let used = earlier
+                .generation
+                .saturating_sub(earlier.first_generation)
+                .saturating_add(1);
+            if used >= ask.max_generations.max(1) {
+                Resolved::Deny(Box::new(exhausted(&earlier, used)))
+            } else {
+                next_generation(ask, &earlier, false)
+            }
+        }
+        State::Voided => same_generation(ask, &earlier),
+    }
+}
+
+/// A call that is known to be done: replayed, refused, or executed anew, as the policy says.
+fn done(ask: &Arc<IdentityAsk>, earlier: Reservation) -> Resolved {
+    match ask.on_repeat {
+        OnRepeat::Execute => next_generation(ask, &earlier, true),
+        OnRepeat::Replay if earlier.reply.is_some() => Resolved::Replay(earlier),
+        OnRepeat::Replay | OnRepeat::Refuse => Resolved::Deny(Box::new(already_done(&earlier))),
+    }
+}
+
+fn next_generation(ask: &Arc<IdentityAsk>, earlier: &Reservation, new_series: bool) -> Resolved {
+    let generation = earlier.generation.saturating_add(1);
+    Resolved::Fresh(Plan {
+        identity: Some(Arc::clone(ask)),
+        generation,
+        first_generation: if new_series {
+            generation
+        } else {
+            earlier.first_generation
+        },
+        counts_taken: false,
+    })
+}
+
+/// The same generation again, so that the vendor sees the same key: the earlier reservation's identity, which
+/// may be another's that this one once joined.
+fn same_generation(ask: &Arc<IdentityAsk>, earlier: &Reservation) -> Resolved {
+    let identity = match &earlier.identity {
+        Some(own) if own.id != ask.id => Arc::new(IdentityAsk {
+            wire: ask.wire.clone(),
+            on_repeat: ask.on_repeat,
+            remember_ms: ask.remember_ms,
+            max_generations: ask.max_generations,
+            ..IdentityAsk::clone(own)
+        }),
+        _ => Arc::clone(ask),
+    };
+    let returned = earlier.ended_by.as_deref() == Some(ended::NEVER_SENT);
+    Resolved::Fresh(Plan {
+        identity: Some(identity),
+        generation: earlier.generation,
+        first_generation: earlier.first_generation,
+        counts_taken: earlier.counts_inherited || !returned,
+    })
+}
+
+/// Whether an identity's time is over. Never while something of it is open.
+fn forgotten(earlier: &Reservation, now_ms: i64) -> bool {
+    let open = matches!(earlier.state, State::Held | State::Unknown | State::Pending);
+    let remember_ms = earlier.identity.as_ref().map_or(0, |own| own.remember_ms);
+    !open && now_ms > earlier.changed_at_ms.saturating_add(remember_ms)
+}
+
+/// Names of declared identity fields that are not the same in both calls.
+fn differing(ask: &IdentityAsk, earlier: &Reservation) -> Vec<String> {
+    let Some(own) = &earlier.identity else {
+        return Vec::new();
+    };
+    if own.fields == ask.fields {
+        return Vec::new();
+    }
+    let find = |fields: &[(String, String)], name: &str| {
+        fields
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.clone())
+    };
+    let mut names: Vec<String> = own
+        .fields
+        .iter()
+        .chain(&ask.fields)
+        .map(|(name, _)| name.clone())
+        .filter(|name| find(&own.fields, name) != find(&ask.fields, name))
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// An unknown call with the same content under another identity, and whether its bytes are the same. While it
+/// is unknown, no discriminator opens a second spend.
+fn unknown_twin(step: &mut Step<'_>, ask: &IdentityAsk) -> Result<Option<(Reservation, bool)>> {
+    if ask.kind == IdentityKind::Transport {
+        return Ok(None);
+    }
+    let Some(pointer) = step.store.pointer(&unknown_pointer(&ask.content_id))? else {
+        return Ok(None);
+    };
+    let mut found = None;
+    for call_id in &pointer.call_ids {
+        let Some(twin) = step.store.reservation(call_id)? else {
+            return Err(corrupt(format!(
+                "the unknown call {call_id} is not in the ledger"
+            )));
+        };
+        let Some(own) = &twin.identity else { continue };
+        if twin.state != State::Unknown || own.id == ask.id {
+            continue;
+        }
+        let same_wire = own.wire == ask.wire;
+        if !same_wire {
+            return Ok(Some((twin, false)));
+        }
+        found.get_or_insert((twin, true));
+    }
+    Ok(found)
+}
+
+/// A key of the caller's own goes to the vendor unchanged, so two lineages that use the same one would get each
+/// other's replies.
+fn foreign_caller_key(step: &mut Step<'_>, ask: &IdentityAsk, facts: &CallFacts) -> Result<Option<Denial>> {
+    let Some(id) = caller_key_pointer(ask, facts) else {
+        return Ok(None);
+    };
+    let Some(other) = newest(step, &id)? else {
+        return Ok(None);
+    };
+    if lineage(&other.facts) == lineage(facts) {
+        return Ok(None);
+    }
+    let mut denial = Denial::new(
+        Code::IdempotencyConflict,
+        "another agent has sent this idempotency key to this vendor account; use a key of your own",
+    );
+    denial.existing = Some(existing(&other, vec!["idempotency_key".to_owned()]));
+    Ok(Some(denial))
+}
+
+fn lineage(facts: &CallFacts) -> Option<&str> {
+    facts.agent.as_deref().or(facts.label.as_deref())
+}
+
+/// The pointer from a caller's own key, within its vendor account, to the calls that were sent with it.
+fn caller_key_pointer(ask: &IdentityAsk, facts: &CallFacts) -> Option<String> {
+    if ask.kind != IdentityKind::CallerKey {
+        return None;
+    }
+    let key = ask.caller_key.as_deref()?;
+    Some(format!(
+        "key:{}|{}|{}|{key}",
+        facts.vendor.as_deref().unwrap_or_default(),
+        if facts.livemode { "live" } else { "test" },
+        facts.account.as_deref().unwrap_or_default(),
+    ))
+}
+
+/// Whether another reservation that was sent with the same caller's key, in the same vendor account, already
+/// stands for the money that a replayed success reports.
+pub(super) fn settled_elsewhere(step: &mut Step<'_>, reservation: &Reservation) -> Result<bool> {
+    let Some(own) = &reservation.identity else {
+        return Ok(false);
+    };
+    let Some(id) = caller_key_pointer(own, &reservation.facts) else {
+        return Ok(false);
+    };
+    let Some(pointer) = step.store.pointer(&id)? else {
+        return Ok(false);
+    };
+    for call_id in &pointer.call_ids {
+        if *call_id == reservation.facts.call_id {
+            continue;
+        }
+        let other = step.store.reservation(call_id)?;
+        if other
+            .is_some_and(|other| matches!(other.state, State::Settled | State::Provisional | State::Pending))
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Points the identity (and the alias under which the call came) at its newest reservation.
+pub(super) fn point(
+    step: &mut Step<'_>,
+    came_as: &IdentityAsk,
+    reserved_as: &IdentityAsk,
+    facts: &CallFacts,
+) -> Result<()> {
+    let until_ms = step.now_ms.saturating_add(came_as.remember_ms);
+    let pointer = || Pointer {
+        call_ids: vec![facts.call_id.clone()],
+        until_ms,
+    };
+    step.store.put_pointer(&came_as.id, pointer())?;
+    if reserved_as.id != came_as.id {
+        step.store.put_pointer(&reserved_as.id, pointer())?;
+    }
+    if let Some(id) = caller_key_pointer(reserved_as, facts) {
+        let mut calls = step.store.pointer(&id)?.unwrap_or_default();
+        if calls.call_ids.len() >= CALLS_PER_CALLER_KEY {
+            calls.call_ids.remove(0);
+        }
+        calls.call_ids.push(facts.call_id.clone());
+        calls.until_ms = until_ms;
+        step.store.put_pointer(&id, calls)?;
+    }
+    Ok(())
+}
+
+/// Lets an identity that joined another's unknown call follow it from now on.
+pub(super) fn follow(step: &mut Step<'_>, ask: &IdentityAsk, joined: &Reservation) -> Result<()> {
+    if joined.identity.as_ref().is_some_and(|own| own.id == ask.id) {
+        return Ok(());
+    }
+    let pointer = Pointer {
+        call_ids: vec![joined.facts.call_id.clone()],
+        until_ms: step.now_ms.saturating_add(ask.remember_ms),
+    };
+    step.store.put_pointer(&ask.id, pointer)
+}
+
+fn existing(earlier: &Reservation, differing: Vec<String>) -> ExistingCall {
+    let amount = earlier.used.max(earlier.reserved);
+    ExistingCall {
+        call_id: earlier.facts.call_id.clone(),
+        object: earlier.reply_facts.vendor_object.clone(),
+        amount_micros: amount.micros(),
+        at_ms: earlier.reserved_at_ms,
+        differing,
+    }
+}
+
+fn refused(code: Code, message: String, earlier: &Reservation, differing: Vec<String>) -> Denial {
+    let mut denial = Denial::new(code, message);
+    denial.existing = Some(existing(earlier, differing));
+    denial
+}
+
+fn conflict(earlier: &Reservation, differing: Vec<String>) -> Denial {
+    let message = format!(
+        "the same step, item or key was used for call {} with another {}; give this call its own",
+        earlier.facts.call_id,
+        differing.join(", "),
+    );
+    refused(Code::IdempotencyConflict, message, earlier, differing)
+}
+
+fn outcome_unknown(earlier: &Reservation) -> Denial {
+    let message = format!(
+        "call {} with the same content was sent before and its outcome is not known; it must be resolved first",
+        earlier.facts.call_id,
+    );
+    refused(Code::OutcomeUnknown, message, earlier, Vec::new())
+}
+
+pub(super) fn already_done(earlier: &Reservation) -> Denial {
+    let message = format!("this was done already, by call {}", earlier.facts.call_id);
+    refused(Code::AlreadyDone, message, earlier, Vec::new())
+}
+
+fn exhausted(earlier: &Reservation, used: u32) -> Denial {
+    let message = format!(
+        "the vendor refused this call for good {used} times, the last as call {}; it is not tried again",
+        earlier.facts.call_id,
+    );
+    refused(Code::AttemptsExhausted, message, earlier, Vec::new())
+}

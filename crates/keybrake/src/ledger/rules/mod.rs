@@ -1,0 +1,32 @@
+//! Every decision of the ledger, written once over a backend's atomic [`Store`] step.
+//!
+//! A backend opens a step, calls one function of this module with its clock's reading, and commits; when the
+//! function answers an error, the backend discards the step. All checks stand before the first write, and
+//! nothing here reads a clock, a file or a socket.
+
+mod budgets;
+mod charge;
+mod flood;
+mod identity;
+mod keys;
+mod object;
+mod reserve;
+mod settle;
+mod step;
+mod stops;
+mod sweep;
+mod time;
+mod verify;
+
+pub use budgets::{budgets, put_budget, usage};
+pub use flood::{Flood, flush_denials};
+pub use keys::{issue_key, key, key_by_token, keys, revoke};
+pub use reserve::reserve;
+pub use settle::settle;
+pub use stops::{resume, stop};
+pub use sweep::{holds, sweep};
+pub use time::{ClockGuard, JUMP_MS, accept_clock, ledger_time};
+pub use verify::verify;
+
+#[cfg(doc)]
+use super::store::Store;
