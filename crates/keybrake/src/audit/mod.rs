@@ -6,6 +6,8 @@
 mod export;
 mod query;
 mod row;
+#[cfg(test)]
+mod tests;
 mod why;
 
 pub use export::{Exported, Format, printable, write_rows};
