@@ -17,7 +17,21 @@ pub mod ledger;
 pub mod vendors;
 
 pub mod audit;
+pub mod config;
+pub mod idempotency;
+pub mod secret;
+pub mod token;
 
+pub mod brake;
+
+pub mod client;
+
+pub mod facade;
+
+pub use client::{Enforcement, Item, Step, denied};
 pub use clock::{Clock, SystemClock};
 pub use error::{Error, ErrorKind, Result};
+pub use facade::{Keybrake, Run};
 pub use money::Usd;
+pub use policy::Policy;
+pub use secret::Secret;

@@ -25,6 +25,7 @@
 pub mod events;
 mod memory;
 mod memory_store;
+mod open;
 pub mod rules;
 mod shared;
 pub mod store;
@@ -35,6 +36,7 @@ use async_trait::async_trait;
 
 pub use events::{AdminAct, Delta, Event, EventBody, EventFilter, EventKind, IdentityNote};
 pub use memory::MemoryLedger;
+pub use open::open;
 pub use types::*;
 
 use crate::error::Result;

@@ -20,6 +20,11 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// The run that the document fixes (`agent_run_id`), if any.
+    pub fn run(&self) -> Option<&str> {
+        self.document.agent_run_id.as_deref()
+    }
+
     /// Reads JSON.
     ///
     /// # Errors

@@ -68,6 +68,12 @@ pub fn by_url(url: &str) -> Result<&'static dyn Vendor, Refusal> {
     answer
 }
 
+/// The vendor whose credential header and error shape stand in when a call's host is no vendor's: such a call is
+/// refused, and its refusal has to look like something.
+pub(crate) fn fallback() -> &'static dyn Vendor {
+    &stripe::Stripe
+}
+
 /// What an operation does, which decides how it is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {

@@ -1,0 +1,213 @@
+//! The identity of a call: the tuple that makes two attempts one spend.
+
+use crate::idempotency::{Keys, fingerprint};
+use crate::ledger::{IdentityAsk, IdentityKind};
+use crate::policy::{CallerKeys, Code, CompiledPolicy, Idempotency};
+use crate::request::{Call, Refusal};
+use crate::vendors::{Class, Recognised};
+
+use super::keys::CachedKey;
+use super::{CallContext, KeyOrigin};
+
+/// A derived identity lives for the run, at most a day.
+const CONTENT_MS: i64 = 24 * 60 * 60 * 1_000;
+/// An identity is remembered 30 days.
+const REMEMBER_MS: i64 = 30 * CONTENT_MS;
+/// Generations of one identity.
+const GENERATIONS: u32 = 5;
+
+/// What an identity is made of.
+pub(super) struct Parts<'a> {
+    pub(super) keys: &'a Keys,
+    pub(super) key: &'a CachedKey,
+    pub(super) policy: &'a CompiledPolicy,
+    pub(super) call: &'a Call,
+    pub(super) context: &'a CallContext,
+    pub(super) vendor: &'static str,
+    pub(super) livemode: bool,
+    pub(super) run: Option<&'a str>,
+    pub(super) recognised: &'a Recognised,
+}
+
+impl Parts<'_> {
+    /// The identity, or `None` for what is never deduplicated: reads, and calls under `idempotency: off` that
+    /// carry no key at all.
+    pub(super) fn identity(&self) -> Result<Option<IdentityAsk>, Refusal> {
+        if self.recognised.operation.class == Class::Read {
+            return Ok(None);
+        }
+        let Some((kind, discriminator)) = self.discriminator()? else {
+            return Ok(None);
+        };
+        let fields = self.fields();
+        let content = content_of(&fields);
+        let scope = self.scope();
+        let text = match kind {
+            IdentityKind::Content => content.as_str(),
+            _ => discriminator.as_str(),
+        };
+        let parts: Vec<&str> = scope
+            .iter()
+            .map(String::as_str)
+            .chain([kind_name(kind), text])
+            .collect();
+        let content_parts: Vec<&str> = scope
+            .iter()
+            .map(String::as_str)
+            .chain(["content", &content])
+            .collect();
+        // Forwarded unchanged; the SDK's own too when nothing is derived (`idempotency: off`).
+        let forwarded = matches!(kind, IdentityKind::CallerKey | IdentityKind::Transport);
+        let caller_key = forwarded.then(|| discriminator.clone());
+        Ok(Some(IdentityAsk {
+            id: self.keys.identity(&parts),
+            kind,
+            content_id: self.keys.identity(&content_parts),
+            fields,
+            wire: self.wire(),
+            caller_key,
+            on_repeat: self.policy.on_repeat(),
+            remember_ms: if kind == IdentityKind::Content {
+                CONTENT_MS
+            } else {
+                REMEMBER_MS
+            },
+            max_generations: GENERATIONS,
+        }))
+    }
+
+    /// The caller's own key, a step, an item, or nothing but the content.
+    fn discriminator(&self) -> Result<Option<(IdentityKind, String)>, Refusal> {
+        let own_key = self.own_key()?;
+        let explicit = own_key
+            .map(|key| (IdentityKind::CallerKey, key))
+            .or_else(|| self.context.step.clone().map(|step| (IdentityKind::Step, step)))
+            .or_else(|| self.context.item.clone().map(|item| (IdentityKind::Item, item)));
+        match (explicit, self.policy.idempotency()) {
+            (Some(explicit), _) => Ok(Some(explicit)),
+            (None, _) if !self.repeats_spend() => Ok(None),
+            (None, Idempotency::Auto) => Ok(Some((IdentityKind::Content, String::new()))),
+            (None, Idempotency::Require) => Err(Refusal::new(
+                Code::ParamNotAllowed,
+                "this policy has `idempotency: require`: give the call an idempotency key of your own, a step or an item \
+                 (a key that the SDK made at random does not count)",
+            )),
+            (None, Idempotency::Off) => Ok(self
+                .recognised
+                .idempotency_key
+                .clone()
+                .map(|key| (IdentityKind::Transport, key))),
+        }
+    }
+
+    /// Whether doing it twice spends twice. Setting a customer's name or an intent's fields does not: replaying an
+    /// earlier answer there would silently drop a change, and an intent's exposure is a total, not a sum.
+    fn repeats_spend(&self) -> bool {
+        let operation = self.recognised.operation;
+        matches!(operation.class, Class::Money | Class::Unknown) && !operation.name.ends_with(".update")
+    }
+
+    fn own_key(&self) -> Result<Option<String>, Refusal> {
+        let Some(key) = self.recognised.idempotency_key.clone() else {
+            return Ok(None);
+        };
+        match (self.context.key_origin, self.policy.caller_keys()) {
+            (KeyOrigin::Caller, _) | (KeyOrigin::Unknown, Some(CallerKeys::Trust)) => Ok(Some(key)),
+            (KeyOrigin::Generated, _) | (KeyOrigin::Unknown, Some(CallerKeys::Replace)) => Ok(None),
+            (KeyOrigin::Unknown, None) => Err(Refusal::new(
+                Code::RequestMalformed,
+                "it cannot be known whether the SDK or the caller made this idempotency key; say `caller_keys: trust` or \
+                 `caller_keys: replace` in the policy",
+            )),
+        }
+    }
+
+    /// Lineage and run, vendor, its secret's name and mode, connected account, operation, target.
+    fn scope(&self) -> Vec<String> {
+        let record = &self.key.record;
+        let mut scope = vec![
+            record.lineage.clone(),
+            self.run.unwrap_or_default().to_owned(),
+            self.vendor.to_owned(),
+            self.policy
+                .secret_name(self.vendor)
+                .unwrap_or_default()
+                .to_owned(),
+            if self.livemode { "live" } else { "test" }.to_owned(),
+            self.recognised.account.clone().unwrap_or_default(),
+            self.recognised.operation.name.to_owned(),
+        ];
+        scope.extend(self.recognised.ids.iter().cloned());
+        if self.recognised.operation.class == Class::Unknown {
+            // Operations that are known by their path alone are told apart by it.
+            scope.push(self.recognised.path.clone());
+        }
+        scope
+    }
+
+    /// The declared identity fields by name, as the caller gave them, each with all that is below it, and the ids in
+    /// the path. An operation that declares none is identified by every field.
+    fn fields(&self) -> Vec<(String, String)> {
+        let ids = self
+            .recognised
+            .ids
+            .iter()
+            .enumerate()
+            .map(|(n, id)| (format!("path.{n}"), id.clone()));
+        let declared = self.recognised.operation.identity_fields;
+        let counts = |name: &str| declared.is_empty() || declared.iter().any(|field| is_within(name, field));
+        let chosen = self
+            .recognised
+            .fields
+            .iter()
+            .filter(|(name, _)| counts(name))
+            .cloned();
+        let mut fields: Vec<(String, String)> = ids.chain(chosen).collect();
+        fields.sort();
+        fields
+    }
+
+    /// All bytes of the caller's request but the credential and the key: method, URL, account, version, body.
+    fn wire(&self) -> String {
+        let header = |name: &str| {
+            let found = self
+                .call
+                .headers
+                .iter()
+                .find(|(key, _)| key.eq_ignore_ascii_case(name));
+            found.map(|(_, value)| value.as_bytes()).unwrap_or_default()
+        };
+        fingerprint(&[
+            self.call.method.as_bytes(),
+            self.call.url.as_bytes(),
+            header("stripe-account"),
+            header("stripe-context"),
+            header("stripe-version"),
+            header("content-type"),
+            &self.call.body,
+        ])
+    }
+}
+
+fn content_of(fields: &[(String, String)]) -> String {
+    let parts: Vec<&[u8]> = fields
+        .iter()
+        .flat_map(|(name, value)| [name.as_bytes(), value.as_bytes()])
+        .collect();
+    fingerprint(&parts)
+}
+
+fn is_within(name: &str, field: &str) -> bool {
+    name.strip_prefix(field)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('['))
+}
+
+const fn kind_name(kind: IdentityKind) -> &'static str {
+    match kind {
+        IdentityKind::CallerKey => "caller_key",
+        IdentityKind::Step => "step",
+        IdentityKind::Item => "item",
+        IdentityKind::Content => "content",
+        IdentityKind::Transport => "transport",
+    }
+}

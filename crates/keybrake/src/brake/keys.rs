@@ -1,0 +1,73 @@
+//! Cached key records with their compiled policies. The record is cached, the permission never: every decision
+//! names the record's version, and the ledger answers `Stale` when it is out of date.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::Result;
+use crate::ledger::{KeyRecord, Ledger, TokenHash};
+use crate::policy::{CompiledPolicy, Policy};
+use crate::vendors::Builtin;
+
+/// Keys kept; beyond it the cache starts anew.
+const MOST: usize = 10_000;
+
+/// A key with its own policy first, then its ancestors'.
+#[derive(Debug)]
+pub(crate) struct CachedKey {
+    pub(crate) record: KeyRecord,
+    pub(crate) policies: Vec<CompiledPolicy>,
+}
+
+impl CachedKey {
+    fn compile(record: KeyRecord) -> Result<Self> {
+        let documents = std::iter::once(&record.policy_json).chain(&record.ancestor_policies_json);
+        let policies = documents
+            .map(|json| CompiledPolicy::compile(&Policy::from_json(json)?, &Builtin))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self { record, policies })
+    }
+
+    /// Whether every policy only observes; one that enforces is enough to enforce its own rules.
+    pub(crate) fn observes(&self) -> bool {
+        self.policies.iter().all(CompiledPolicy::observe)
+    }
+
+    /// The key's own policy.
+    pub(crate) fn own(&self) -> Option<&CompiledPolicy> {
+        self.policies.first()
+    }
+}
+
+/// Keys by token hash.
+#[derive(Debug, Default)]
+pub(crate) struct KeyCache {
+    keys: Mutex<HashMap<TokenHash, Arc<CachedKey>>>,
+}
+
+impl KeyCache {
+    /// The key with this hash, from the cache or the ledger.
+    pub(crate) async fn get(&self, ledger: &dyn Ledger, hash: &TokenHash) -> Result<Option<Arc<CachedKey>>> {
+        if let Some(key) = self.keys.lock().unwrap_or_else(PoisonError::into_inner).get(hash) {
+            return Ok(Some(Arc::clone(key)));
+        }
+        let Some(record) = ledger.key_by_token(hash).await? else {
+            return Ok(None);
+        };
+        let key = Arc::new(CachedKey::compile(record)?);
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if keys.len() >= MOST {
+            keys.clear();
+        }
+        keys.insert(hash.clone(), Arc::clone(&key));
+        Ok(Some(key))
+    }
+
+    /// Forgets a key that was out of date.
+    pub(crate) fn forget(&self, hash: &TokenHash) {
+        self.keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(hash);
+    }
+}

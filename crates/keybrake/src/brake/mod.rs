@@ -1,0 +1,327 @@
+//! The engine. `Brake` decides; it owns no socket to a vendor and awaits nothing but the ledger.
+//!
+//! [`Brake::authorize`] answers with a [`Permit`], a denial, a replay, or the one read that has to come first;
+//! a shell sends what the permit holds and tells [`Brake::settle`] what came back. A permit that is dropped
+//! without an answer (cancelled task, panic, killed process) stays held: that is the rule the rest leans on.
+
+mod charges;
+mod credentials;
+mod identity;
+mod judge;
+mod keys;
+mod permit;
+mod replay;
+mod settle;
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+pub use credentials::Credentials;
+pub use permit::{CallRecord, Permit, Prepared, SendEnd, Settled};
+
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::idempotency::Keys;
+use crate::ledger::{Ask, CallFacts, Ledger, ReserveAnswer, ReserveRequest};
+use crate::policy::{Code, Denial};
+use crate::request::Call;
+use crate::vendors::{Lookup, Reply};
+use judge::{Job, Purpose, Stage};
+use keys::KeyCache;
+
+/// What a shell knows of a call besides its bytes: attribution and where its idempotency key came from. Grants
+/// nothing; permission travels with the token alone.
+#[derive(Clone, Debug, Default)]
+pub struct CallContext {
+    /// The run, when the key is not bound to one. A bound run cannot be changed.
+    pub run: Option<String>,
+    /// A named step of the run: the same step and fields are the same spend.
+    pub step: Option<String>,
+    /// An item of the run: like a step, one for each thing worked on.
+    pub item: Option<String>,
+    /// Who made the idempotency key that is on the call.
+    pub key_origin: KeyOrigin,
+    /// For the audit's `metadata` column, such as `tool_call_id`. No bodies, no secrets, no prompts.
+    pub context: Map<String, Value>,
+}
+
+/// Who made the idempotency key that is on a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeyOrigin {
+    /// The caller: it identifies the spend and is forwarded unchanged.
+    #[default]
+    Caller,
+    /// The SDK, at random: it identifies transport attempts only.
+    Generated,
+    /// Nobody can tell; the policy's `caller_keys` must say.
+    Unknown,
+}
+
+/// How long permits and calls live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// From the permit until its first byte must leave; 10 s.
+    pub send_within_ms: i64,
+    /// The longest life of a request once it is sent; 120 s.
+    pub request_ms: i64,
+    /// Most holds one key may have open; 10,000.
+    pub max_open_holds: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            send_within_ms: 10_000,
+            request_ms: 120_000,
+            max_open_holds: 10_000,
+        }
+    }
+}
+
+/// The engine's answer to a call.
+#[derive(Debug)]
+pub enum Decision {
+    /// Send this, then settle.
+    Permit(Box<Permit>),
+    /// Refused; nothing may be sent.
+    Denied(Box<Refused>),
+    /// Done before: the recorded reply. Nothing may be sent.
+    Replayed(Box<Replayed>),
+    /// Send this read first and hand its reply to [`Brake::resume`].
+    NeedsLookup(Box<Pending>),
+}
+
+/// A refusal, with the reply that the vendor's SDK understands.
+#[derive(Debug)]
+pub struct Refused {
+    /// What was refused and why.
+    pub denial: Denial,
+    /// The denial in the vendor's error shape.
+    pub reply: Reply,
+    /// The call as the audit has it.
+    pub record: CallRecord,
+}
+
+/// An earlier call's reply.
+#[derive(Debug)]
+pub struct Replayed {
+    /// The recorded reply, marked `X-Keybrake-Replayed: true`.
+    pub reply: Reply,
+    /// The call as the audit has it.
+    pub record: CallRecord,
+}
+
+/// A decision that waits for one read of the vendor.
+#[derive(Debug)]
+pub struct Pending {
+    job: Job,
+    lookup: Lookup,
+    purpose: Purpose,
+}
+
+/// Whether a call would pass, by policy and budgets as they stand. Nothing is reserved or sent.
+pub type Check = std::result::Result<Option<crate::money::Usd>, Denial>;
+
+/// The engine: one for each process and ledger.
+#[derive(Debug)]
+pub struct Brake {
+    ledger: Arc<dyn Ledger>,
+    clock: Arc<dyn Clock>,
+    keys: Keys,
+    ledger_tag: String,
+    cache: KeyCache,
+    credentials: Credentials,
+    limits: Limits,
+}
+
+impl Brake {
+    /// An engine over a ledger, with the secrets of this process.
+    ///
+    /// # Errors
+    /// `LedgerUnavailable` when the ledger does not answer.
+    pub async fn new(
+        ledger: Arc<dyn Ledger>,
+        clock: Arc<dyn Clock>,
+        credentials: Credentials,
+        limits: Limits,
+    ) -> Result<Self> {
+        let info = ledger.info().await?;
+        let keys = Keys::new(ledger.secret())?;
+        Ok(Self {
+            ledger,
+            clock,
+            keys,
+            ledger_tag: ledger_tag(&info.id),
+            cache: KeyCache::default(),
+            credentials,
+            limits,
+        })
+    }
+
+    /// The ledger it decides by.
+    pub fn ledger(&self) -> &Arc<dyn Ledger> {
+        &self.ledger
+    }
+
+    /// Its clock.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// The secrets and base URLs of this process.
+    pub fn credentials(&self) -> &Credentials {
+        &self.credentials
+    }
+
+    /// The keyed hashes of the ledger.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// The four characters that name this ledger inside its tokens.
+    pub fn ledger_tag(&self) -> &str {
+        &self.ledger_tag
+    }
+
+    /// How long permits and calls live.
+    pub const fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Judges a call, and reserves what it can cost. Answers; never sends.
+    ///
+    /// # Errors
+    /// `Config` when the vendor's secret is missing or a live secret would go to an overridden base URL;
+    /// `LedgerUnavailable` never: that is the denial `ledger_unavailable`.
+    pub async fn authorize(&self, call: Call, context: CallContext) -> Result<Decision> {
+        let job = Job::new(self.clock.as_ref(), call, context);
+        self.decide(job).await
+    }
+
+    /// Continues a decision with the reply to its lookup.
+    ///
+    /// # Errors
+    /// As [`Brake::authorize`].
+    pub async fn resume(&self, pending: Pending, reply: Reply) -> Result<Decision> {
+        let Pending { mut job, purpose, .. } = pending;
+        job.lookups = job.lookups.saturating_add(1);
+        job.answer(purpose, &reply);
+        self.decide(job).await
+    }
+
+    /// Refuses a decision whose lookup could not be sent or answered.
+    ///
+    /// # Errors
+    /// As [`Brake::authorize`].
+    pub async fn resume_failed(&self, pending: Pending, reason: &str) -> Result<Decision> {
+        let Pending { mut job, .. } = pending;
+        job.lookup_failed(reason);
+        self.decide(job).await
+    }
+
+    async fn decide(&self, mut job: Job) -> Result<Decision> {
+        // Each turn either answers or loads something that was out of date; more than a few means a defect.
+        for _ in 0..6 {
+            let ask = self.judge(&mut job).await?;
+            let (request, lookup) = match ask {
+                Stage::Ask { ask, identity } => (self.request(&job, ask, identity), None),
+                Stage::Lookup {
+                    lookup,
+                    purpose,
+                    identity,
+                } => (self.request(&job, Ask::Lookup, identity), Some((lookup, purpose))),
+                Stage::Unreachable(denial) => return Ok(self.refused(&job, *denial)),
+            };
+            match self.ledger.reserve(request).await {
+                Ok(ReserveAnswer::Granted(grant)) => return self.permit(job, *grant),
+                Ok(ReserveAnswer::Denied(denial)) => return Ok(self.refused(&job, *denial)),
+                Ok(ReserveAnswer::Replay(reservation)) => return Ok(self.replayed(&job, &reservation)),
+                Ok(ReserveAnswer::NeedsAmount) => match lookup {
+                    Some((lookup, purpose)) => {
+                        return Ok(Decision::NeedsLookup(Box::new(Pending { job, lookup, purpose })));
+                    }
+                    None => {
+                        return Err(Error::new(
+                            ErrorKind::Internal,
+                            "the ledger asked for an amount it was given",
+                        ));
+                    }
+                },
+                Ok(ReserveAnswer::Stale) => job.forget_key(&self.cache),
+                Ok(ReserveAnswer::WindowMoved { now_ms }) => job.now_ms = now_ms,
+                Err(error) => match unavailable(&error) {
+                    Some(denial) => return Ok(self.refused(&job, denial)),
+                    None => return Err(error),
+                },
+            }
+        }
+        Err(Error::new(
+            ErrorKind::LedgerUnavailable,
+            "the ledger's answers kept changing; nothing was sent",
+        ))
+    }
+
+    fn request(&self, job: &Job, ask: Ask, identity: Option<crate::ledger::IdentityAsk>) -> ReserveRequest {
+        ReserveRequest {
+            facts: Arc::new(job.facts()),
+            identity: identity.map(Arc::new),
+            ask,
+            hold_for_ms: self.limits.send_within_ms.saturating_add(self.limits.request_ms),
+            max_open_holds: self.limits.max_open_holds,
+        }
+    }
+
+    /// A denial completed with what the job knows, in the shape of the vendor's SDK.
+    fn refused(&self, job: &Job, mut denial: Denial) -> Decision {
+        job.complete(&mut denial);
+        let status = denial.code.http_status(job.cap_status());
+        let vendor = job.vendor.unwrap_or_else(crate::vendors::fallback);
+        let reply = vendor.refusal(&denial, status, self.clock.now_ms());
+        let record = CallRecord::denied(job, &denial, status);
+        Decision::Denied(Box::new(Refused {
+            denial,
+            reply,
+            record,
+        }))
+    }
+}
+
+/// The engine's lookup of a [`Pending`] decision: what to send before it can be made.
+impl Pending {
+    /// The read, with the real secret on it.
+    ///
+    /// # Errors
+    /// `Config` when the secret is missing.
+    pub fn prepared(&self, brake: &Brake) -> Result<Prepared> {
+        self.job.prepare_lookup(brake, &self.lookup)
+    }
+}
+
+/// A ledger that cannot answer is a denial: nothing was sent. Everything else is a failure.
+fn unavailable(error: &Error) -> Option<Denial> {
+    match error.kind() {
+        ErrorKind::LedgerUnavailable => Some(Denial::new(
+            Code::LedgerUnavailable,
+            format!("the ledger cannot answer, so nothing was sent: {error}"),
+        )),
+        _ => None,
+    }
+}
+
+/// Four base62 characters of a ledger's id.
+fn ledger_tag(id: &str) -> String {
+    let number = id.bytes().fold(0_u64, |sum, byte| {
+        sum.wrapping_mul(257).wrapping_add(u64::from(byte))
+    });
+    crate::token::base62(number, 4)
+}
+
+/// The facts of a job that could not be tied to a key.
+pub(crate) fn anonymous(call_id: &str, operation: String) -> CallFacts {
+    CallFacts {
+        call_id: call_id.to_owned(),
+        operation,
+        ..CallFacts::default()
+    }
+}

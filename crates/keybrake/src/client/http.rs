@@ -1,0 +1,187 @@
+//! Our own HTTP client: no redirects, no retries, TLS by rustls with the platform's verifier.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+
+use super::body::{Fate, TimedBody};
+use crate::brake::{Permit, Prepared, SendEnd};
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::vendors::Reply;
+
+/// A longer reply is not read to its end.
+const MOST_REPLY_BYTES: usize = 64 * 1024 * 1024;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// HTTP clients of one process: one without TLS for loopback, one with TLS made on first use, since making it
+/// fails on a machine that has no CA certificates.
+#[derive(Debug)]
+pub(crate) struct Http {
+    clock: Arc<dyn Clock>,
+    plain: OnceLock<reqwest::Client>,
+    secure: OnceLock<reqwest::Client>,
+}
+
+impl Http {
+    pub(crate) const fn new(clock: Arc<dyn Clock>) -> Self {
+        Self {
+            clock,
+            plain: OnceLock::new(),
+            secure: OnceLock::new(),
+        }
+    }
+
+    /// Sends one attempt and says how it ended. Never retries, never follows a redirect.
+    pub(crate) async fn send(&self, permit: &Permit) -> (SendEnd, Option<reqwest::Error>) {
+        let request = &permit.request;
+        let remaining = permit.send_before_boot_ms.saturating_sub(self.clock.boot_ms());
+        // A request without a body has no first byte to check; connecting must then fit before the deadline.
+        let needed = if request.body.is_empty() {
+            millis(CONNECT_TIMEOUT)
+        } else {
+            0
+        };
+        if remaining <= needed {
+            return (SendEnd::NeverSent, None);
+        }
+        let (body, fate) = TimedBody::new(
+            request.body.clone(),
+            Arc::clone(&self.clock),
+            permit.send_before_boot_ms,
+        );
+        let timeout = Duration::from_millis(u64::try_from(permit.request_ms).unwrap_or(0));
+        let body = (!request.body.is_empty()).then(|| reqwest::Body::wrap(body));
+        match self.exchange(request, body, timeout).await {
+            Ok(reply) => (SendEnd::Reply(reply), None),
+            Err(failure) => (failure.end(&fate, request.body.is_empty()), failure.into_error()),
+        }
+    }
+
+    /// Sends a read that needs no permit: lookups and reconciliation.
+    pub(crate) async fn read(&self, request: &Prepared, timeout: Duration) -> Result<Reply, String> {
+        self.exchange(request, None, timeout)
+            .await
+            .map_err(|failure| failure.reason())
+    }
+
+    async fn exchange(
+        &self,
+        request: &Prepared,
+        body: Option<reqwest::Body>,
+        timeout: Duration,
+    ) -> Result<Reply, Failure> {
+        let client = self
+            .client(&request.url)
+            .map_err(|error| Failure::Unsent(error.to_string()))?;
+        let method = reqwest::Method::from_bytes(request.method.as_bytes())
+            .map_err(|_| Failure::Unsent("method".to_owned()))?;
+        let mut builder = client.request(method, &request.url).timeout(timeout);
+        for (name, value) in &request.headers {
+            let mut value = reqwest::header::HeaderValue::from_str(value)
+                .map_err(|_| Failure::Unsent(format!("header {name}")))?;
+            value.set_sensitive(true);
+            builder = builder.header(name.as_str(), value);
+        }
+        if let Some(body) = body {
+            builder = builder.header("content-length", request.body.len()).body(body);
+        }
+        let response = builder.send().await.map_err(Failure::Request)?;
+        let status = response.status().as_u16();
+        let headers = response
+            .headers()
+            .iter()
+            .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned())))
+            .collect();
+        let body = http_body_util::Limited::new(reqwest::Body::from(response), MOST_REPLY_BYTES);
+        let body: Bytes = body.collect().await.map_err(|_| Failure::Body)?.to_bytes();
+        Ok(Reply {
+            status,
+            headers,
+            body,
+        })
+    }
+
+    fn client(&self, url: &str) -> Result<&reqwest::Client> {
+        let (slot, secure) = if url.starts_with("http://") {
+            (&self.plain, false)
+        } else {
+            (&self.secure, true)
+        };
+        if let Some(client) = slot.get() {
+            return Ok(client);
+        }
+        let client = build(secure)?;
+        Ok(slot.get_or_init(|| client))
+    }
+}
+
+/// Why an exchange gave no reply.
+enum Failure {
+    Unsent(String),
+    Request(reqwest::Error),
+    Body,
+}
+
+impl Failure {
+    fn end(&self, fate: &Fate, no_body: bool) -> SendEnd {
+        match self {
+            Self::Unsent(_) => SendEnd::NeverSent,
+            Self::Request(error) if error.is_connect() => SendEnd::NeverSent,
+            Self::Request(_) if !no_body && !fate.taken() => SendEnd::NeverSent,
+            Self::Request(_) | Self::Body => SendEnd::Lost {
+                reason: self.reason(),
+            },
+        }
+    }
+
+    fn into_error(self) -> Option<reqwest::Error> {
+        match self {
+            Self::Request(error) => Some(error.without_url()),
+            Self::Unsent(_) | Self::Body => None,
+        }
+    }
+
+    fn reason(&self) -> String {
+        match self {
+            Self::Unsent(what) => format!("unsent: {what}"),
+            Self::Request(error) if error.is_timeout() => "timeout".to_owned(),
+            Self::Request(error) if error.is_connect() => "no_connection".to_owned(),
+            Self::Request(_) => "connection_lost".to_owned(),
+            Self::Body => "reply_cut_off".to_owned(),
+        }
+    }
+}
+
+pub(super) fn build(secure: bool) -> Result<reqwest::Client> {
+    let builder = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = if secure {
+        // Another library may have installed a provider already; either will do.
+        let _ = rustls::crypto::CryptoProvider::install_default(Arc::unwrap_or_clone(provider));
+        builder
+    } else {
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| Error::new(ErrorKind::Internal, "no TLS versions").because(e))?
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        builder.no_proxy().http1_only().tls_backend_preconfigured(config)
+    };
+    builder.build().map_err(|e| {
+        Error::config(
+            "cannot make an HTTP client; are the machine's CA certificates installed (ca-certificates)?",
+        )
+        .because(e)
+    })
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,251 @@
+//! Shells: they own the bytes. [`Shell`] makes a whole governed call over our own HTTP client; [`Enforcement`]
+//! is the same as a `reqwest_middleware::Middleware`.
+
+mod body;
+mod enforcement;
+mod http;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use enforcement::{Enforcement, Item, Lost, Step};
+
+use crate::brake::{Brake, CallContext, CallRecord, Decision, Permit, Prepared, SendEnd};
+use crate::error::{Error, ErrorKind, Result};
+use crate::policy::{Code, Denial};
+use crate::request::Call;
+use crate::vendors::Reply;
+use http::Http;
+
+/// A lookup is one small read; a slow one refuses the call.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(20);
+/// Permits that expire unsent are asked for anew, so often.
+const MOST_PERMITS: u32 = 3;
+
+/// How a governed call ended.
+#[derive(Debug)]
+pub enum Answer {
+    /// The vendor's reply, or a recorded one, with our headers on it.
+    Reply {
+        /// The reply.
+        reply: Reply,
+        /// The call as the audit has it.
+        record: CallRecord,
+    },
+    /// Refused; nothing was sent.
+    Denied {
+        /// What was refused and why.
+        denial: Box<Denial>,
+        /// The denial in the vendor's error shape.
+        reply: Reply,
+        /// The call as the audit has it.
+        record: CallRecord,
+    },
+    /// No reply. The hold stands unless it was certainly never sent.
+    Lost {
+        /// In a word: `timeout`, `connection_lost`, `no_connection`, `reply_cut_off`.
+        reason: String,
+        /// Whether it is certain that nothing left.
+        never_sent: bool,
+        /// The call as the audit has it.
+        record: CallRecord,
+        /// The HTTP client's own error, for retry layers that look at it.
+        error: Option<reqwest::Error>,
+    },
+}
+
+/// A whole governed call: authorize, look up, send, settle.
+#[derive(Debug)]
+pub struct Shell {
+    brake: Arc<Brake>,
+    http: Http,
+}
+
+impl Shell {
+    /// A shell over an engine.
+    pub fn new(brake: Arc<Brake>) -> Self {
+        let clock = Arc::clone(brake.clock());
+        Self {
+            brake,
+            http: Http::new(clock),
+        }
+    }
+
+    /// The engine.
+    pub const fn brake(&self) -> &Arc<Brake> {
+        &self.brake
+    }
+
+    /// Makes the call. `wait` is how long a `cap_held` refusal may be waited out.
+    ///
+    /// Dropping the future aborts the request; what may have left stays held as unknown.
+    ///
+    /// # Errors
+    /// Of [`Brake::authorize`] and [`Brake::settle`]. A refusal or a lost reply is an answer, not an error.
+    pub async fn send(self: &Arc<Self>, call: Call, context: CallContext, wait: Duration) -> Result<Answer> {
+        let until = self
+            .brake
+            .clock()
+            .boot_ms()
+            .saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
+        let mut pause = Duration::from_millis(25);
+        loop {
+            let answer = self.once(&call, &context).await?;
+            let held = matches!(&answer, Answer::Denied { denial, .. } if denial.code == Code::CapHeld);
+            if !held || self.brake.clock().boot_ms() >= until {
+                return Ok(answer);
+            }
+            tokio::time::sleep(pause).await;
+            pause = pause.saturating_mul(2).min(Duration::from_millis(500));
+        }
+    }
+
+    async fn once(self: &Arc<Self>, call: &Call, context: &CallContext) -> Result<Answer> {
+        let mut last = None;
+        for _ in 0..MOST_PERMITS {
+            let permit = match self.decide(call.clone(), context.clone()).await? {
+                Decision::Permit(permit) => permit,
+                Decision::Denied(refused) => {
+                    let (denial, reply, record) = (Box::new(refused.denial), refused.reply, refused.record);
+                    return Ok(Answer::Denied {
+                        denial,
+                        reply,
+                        record,
+                    });
+                }
+                Decision::Replayed(replayed) => {
+                    return Ok(Answer::Reply {
+                        reply: replayed.reply,
+                        record: replayed.record,
+                    });
+                }
+                Decision::NeedsLookup(_) => {
+                    return Err(Error::new(ErrorKind::Internal, "a lookup was left over"));
+                }
+            };
+            let send_before_boot_ms = permit.send_before_boot_ms;
+            let mut guard = Guard::new(self, *permit);
+            let (end, error) = match guard.permit() {
+                Some(permit) => self.http.send(permit).await,
+                None => (SendEnd::NeverSent, None),
+            };
+            let unsent = matches!(end, SendEnd::NeverSent);
+            let late = unsent && self.brake.clock().boot_ms() >= send_before_boot_ms;
+            let Some(permit) = guard.disarm() else { break };
+            let answer = self.settled(permit, end, error).await?;
+            if !late {
+                return Ok(answer);
+            }
+            last = Some(answer);
+        }
+        last.ok_or_else(|| Error::new(ErrorKind::Internal, "no permit was given"))
+    }
+
+    /// Authorises, making the reads that the engine asks for.
+    async fn decide(&self, call: Call, context: CallContext) -> Result<Decision> {
+        let mut decision = self.brake.authorize(call, context).await?;
+        while let Decision::NeedsLookup(pending) = decision {
+            let request = pending.prepared(&self.brake)?;
+            decision = match self.http.read(&request, LOOKUP_TIMEOUT).await {
+                Ok(reply) => self.brake.resume(*pending, reply).await?,
+                Err(reason) => self.brake.resume_failed(*pending, &reason).await?,
+            };
+        }
+        Ok(decision)
+    }
+
+    async fn settled(&self, permit: Permit, end: SendEnd, error: Option<reqwest::Error>) -> Result<Answer> {
+        let (reason, never_sent) = match &end {
+            SendEnd::Lost { reason } => (reason.clone(), false),
+            SendEnd::NeverSent => ("no_connection".to_owned(), true),
+            SendEnd::Reply(_) => (String::new(), false),
+        };
+        let settled = self.brake.settle(permit, end).await?;
+        Ok(match settled.reply {
+            Some(reply) => Answer::Reply {
+                reply,
+                record: settled.record,
+            },
+            None => Answer::Lost {
+                reason,
+                never_sent,
+                record: settled.record,
+                error,
+            },
+        })
+    }
+
+    /// A read of the vendor outside any call: reconciliation.
+    pub(crate) async fn read(&self, request: &Prepared) -> Result<Reply, String> {
+        self.http.read(request, LOOKUP_TIMEOUT).await
+    }
+}
+
+/// Holds a permit while its request is under way. Dropped in mid-flight (a cancelled future), it records that
+/// the outcome is unknown; if even that cannot be done, the hold stands until its deadline says the same.
+struct Guard {
+    shell: Arc<Shell>,
+    permit: Option<Permit>,
+}
+
+impl Guard {
+    fn new(shell: &Arc<Shell>, permit: Permit) -> Self {
+        Self {
+            shell: Arc::clone(shell),
+            permit: Some(permit),
+        }
+    }
+
+    const fn permit(&self) -> Option<&Permit> {
+        self.permit.as_ref()
+    }
+
+    const fn disarm(&mut self) -> Option<Permit> {
+        self.permit.take()
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let Some(permit) = self.permit.take() else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        let brake = Arc::clone(&self.shell.brake);
+        runtime.spawn(async move {
+            let end = SendEnd::Lost {
+                reason: "cancelled".to_owned(),
+            };
+            if let Err(error) = brake.settle(permit, end).await {
+                tracing::warn!(%error, "a cancelled call could not be marked unknown; its hold stands");
+            }
+        });
+    }
+}
+
+/// A client that sends nothing by itself: the base that [`Enforcement`] is attached to.
+pub(crate) fn idle_client() -> Result<reqwest::Client> {
+    http::build(false)
+}
+
+/// The denial inside a `reqwest_middleware` error, if it is one of ours.
+pub fn denied(error: &reqwest_middleware::Error) -> Option<&Denial> {
+    match error {
+        reqwest_middleware::Error::Middleware(inner) => {
+            inner.downcast_ref::<Denied>().map(|denied| &denied.0)
+        }
+        reqwest_middleware::Error::Reqwest(_) => None,
+    }
+}
+
+/// A denial as an error, for callers that work with `Result`.
+#[derive(Clone, Debug)]
+pub struct Denied(pub Denial);
+
+impl std::fmt::Display for Denied {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.0.code, self.0.message)
+    }
+}
+
+impl std::error::Error for Denied {}

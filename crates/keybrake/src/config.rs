@@ -1,0 +1,125 @@
+//! The one place that reads the environment: ledger, secrets, base URLs.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::secret::{Secret, Secrets};
+
+/// An environment variable that is set and not empty.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the place that reads the environment"
+)]
+pub fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The usual names of a vendor's secret, in the order they are tried.
+pub fn secret_variables(vendor: &str) -> &'static [&'static str] {
+    match vendor {
+        "stripe" => &["STRIPE_SECRET_KEY", "STRIPE_API_KEY"],
+        _ => &[],
+    }
+}
+
+/// The secrets that the environment holds under the vendors' usual names.
+pub fn secrets_from_environment() -> Secrets {
+    let mut secrets = Secrets::default();
+    for vendor in crate::vendors::vendors() {
+        let found = secret_variables(vendor.name())
+            .iter()
+            .find(|name| environment(name).is_some());
+        if let Some(name) = found {
+            secrets.insert(vendor.name(), None, Secret::env(*name));
+        }
+    }
+    secrets
+}
+
+/// The base URL that `KEYBRAKE_BASE_URL_<VENDOR>` names, for loopback simulators only (checked by the engine).
+pub fn base_url(vendor: &str) -> Option<String> {
+    environment(&format!("KEYBRAKE_BASE_URL_{}", vendor.to_ascii_uppercase()))
+}
+
+/// The ledger to use: the argument, `KEYBRAKE_LEDGER`, the named `keybrake.toml` (`KEYBRAKE_CONFIG`), else a
+/// `SQLite` file in the user's data directory, which only a workstation gets.
+///
+/// # Errors
+/// `Config` in a container, on serverless or in CI, where a local file would give every replica its own cap;
+/// the message says what to set.
+pub fn ledger_url(argument: Option<&str>) -> Result<String> {
+    if let Some(url) = argument {
+        return Ok(url.to_owned());
+    }
+    if let Some(url) = environment("KEYBRAKE_LEDGER") {
+        return Ok(url);
+    }
+    if let Some(path) = environment("KEYBRAKE_CONFIG")
+        && let Some(url) = ledger_of_file(Path::new(&path))?
+    {
+        return Ok(url);
+    }
+    if let Some(place) = not_a_workstation() {
+        return Err(Error::config(format!(
+            "no ledger is configured, and this is {place}, where a local file would give every replica its own \
+             cap. Set KEYBRAKE_LEDGER, for example sqlite:/var/lib/keybrake/spend.db on one machine"
+        )));
+    }
+    default_file().map(|path| format!("sqlite:{}", path.display()))
+}
+
+/// The `ledger` setting of a configuration file; nothing else in it is read here.
+///
+/// # Errors
+/// `Config` when the file cannot be read or is not TOML.
+pub fn ledger_of_file(path: &Path) -> Result<Option<String>> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Error::config(format!("cannot read the configuration {}", path.display())).because(e))?;
+    let table: toml::Table = toml::from_str(&text)
+        .map_err(|e| Error::config(format!("{} is not valid TOML", path.display())).because(e))?;
+    match table.get("ledger") {
+        None => Ok(None),
+        Some(toml::Value::String(url)) => Ok(Some(url.clone())),
+        Some(_) => Err(Error::config(format!(
+            "`ledger` in {} must be a text, such as \"sqlite:spend.db\"",
+            path.display()
+        ))),
+    }
+}
+
+fn default_file() -> Result<PathBuf> {
+    let data = environment("XDG_DATA_HOME")
+        .map(PathBuf::from)
+        .or_else(|| environment("HOME").map(|home| Path::new(&home).join(".local/share")))
+        .ok_or_else(|| Error::config("there is no home directory for a ledger; set KEYBRAKE_LEDGER"))?;
+    Ok(data.join("keybrake").join("ledger.db"))
+}
+
+/// What kind of place this is, if it is one where a local file is not a shared ledger.
+pub fn not_a_workstation() -> Option<&'static str> {
+    const BY_VARIABLE: [(&str, &str); 9] = [
+        ("KUBERNETES_SERVICE_HOST", "a Kubernetes pod"),
+        ("AWS_LAMBDA_FUNCTION_NAME", "AWS Lambda"),
+        ("VERCEL", "Vercel"),
+        ("NETLIFY", "Netlify"),
+        ("K_SERVICE", "Cloud Run"),
+        ("FUNCTION_TARGET", "Cloud Functions"),
+        ("DYNO", "a Heroku dyno"),
+        ("FLY_APP_NAME", "a Fly machine"),
+        ("CI", "a CI run"),
+    ];
+    let by_file = [
+        ("/.dockerenv", "a container"),
+        ("/run/.containerenv", "a container"),
+    ];
+    let file = by_file
+        .iter()
+        .find(|(path, _)| Path::new(path).exists())
+        .map(|(_, place)| *place);
+    file.or_else(|| {
+        BY_VARIABLE
+            .iter()
+            .find(|(name, _)| environment(name).is_some())
+            .map(|(_, place)| *place)
+    })
+}

@@ -1,0 +1,209 @@
+//! Finding out what became of unknown calls by reading the vendor. Never sends a write.
+
+use serde::Serialize;
+
+use super::Keybrake;
+use crate::brake::Prepared;
+use crate::error::Result;
+use crate::idempotency;
+use crate::ledger::{HoldFilter, Reservation, State};
+use crate::policy::{CompiledPolicy, Policy};
+use crate::vendors::{self, Builtin, Finding, Inquiry, Unresolved, Vendor};
+
+/// Absence is proof only so long after the last moment at which an attempt can have run.
+const MARGIN_MS: i64 = 60 * 60 * 1_000;
+/// Pages of one listing that are read before the answer is "unclear".
+const MOST_PAGES: u32 = 200;
+
+/// What reconciliation found out about one call.
+#[derive(Clone, Debug, Serialize)]
+pub struct Reconciled {
+    /// The call.
+    pub call_id: String,
+    /// Its vendor.
+    pub vendor: String,
+    /// Its operation.
+    pub operation: String,
+    /// Its run.
+    pub run: Option<String>,
+    /// What it held, in micro-USD.
+    pub held_micros: i64,
+    /// What was found.
+    pub resolution: Resolution,
+}
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", content = "detail", rename_all = "snake_case")]
+pub enum Resolution {
+    /// The vendor has it; recorded, with the state it led to.
+    Found(String),
+    /// A complete listing does not have it; the hold is over.
+    Absent,
+    /// Not yet provable; when to ask again, or what is missing.
+    Open(String),
+}
+
+impl Keybrake {
+    /// Asks the vendors about every hold whose outcome is unknown or pending; `progress` hears (done, all).
+    ///
+    /// # Errors
+    /// `LedgerUnavailable`; a vendor that cannot be read leaves its calls open, with the reason.
+    pub async fn reconcile(
+        &self,
+        filter: HoldFilter,
+        progress: impl Fn(usize, usize),
+    ) -> Result<Vec<Reconciled>> {
+        let holds = self.holds(filter).await?;
+        let due = |hold: &&Reservation| matches!(hold.state, State::Unknown | State::Pending);
+        let due: Vec<&Reservation> = holds.iter().filter(due).collect();
+        let mut found = Vec::with_capacity(due.len());
+        for (done, hold) in due.iter().enumerate() {
+            progress(done, due.len());
+            let resolution = self.ask(hold).await?;
+            found.push(Reconciled {
+                call_id: hold.facts.call_id.clone(),
+                vendor: hold.facts.vendor.clone().unwrap_or_default(),
+                operation: hold.facts.operation.clone(),
+                run: hold.facts.run.clone(),
+                held_micros: hold.held.micros(),
+                resolution,
+            });
+        }
+        progress(due.len(), due.len());
+        Ok(found)
+    }
+
+    async fn ask(&self, hold: &Reservation) -> Result<Resolution> {
+        let Some(vendor) = hold.facts.vendor.as_deref().and_then(vendors::vendor) else {
+            return Ok(Resolution::Open("its vendor is not known".to_owned()));
+        };
+        let policy = match &hold.facts.key_id {
+            Some(id) => self.ledger().key(id).await?,
+            None => None,
+        };
+        let Some(policy) = policy.and_then(|record| compiled(&record.policy_json)) else {
+            return Ok(Resolution::Open(
+                "the key it was made with is not known".to_owned(),
+            ));
+        };
+        let tag = self.tag(hold);
+        let (ids, fields) = split_fields(hold);
+        let unresolved = Unresolved {
+            operation: &hold.facts.operation,
+            ids: &ids,
+            fields: &fields,
+            pins: &hold.pins,
+            tag: tag.as_deref(),
+            reserved_at_ms: hold.reserved_at_ms,
+            not_after_ms: hold.not_after_ms,
+        };
+        let finding = match self.inquire(vendor, &policy, hold, &unresolved).await? {
+            Ok(finding) => finding,
+            Err(reason) => return Ok(Resolution::Open(reason)),
+        };
+        match finding {
+            Finding::Found(reading) => {
+                let answer = self.brake().settle_found(hold, &policy, vendor, &reading).await?;
+                Ok(Resolution::Found(answer.state.as_str().to_owned()))
+            }
+            Finding::Absent => self.absent(vendor, &policy, hold).await,
+            Finding::Unclear(reason) => Ok(Resolution::Open(reason)),
+            Finding::Next(_) => Ok(Resolution::Open(
+                "the listing is too long to be complete".to_owned(),
+            )),
+        }
+    }
+
+    /// Reads pages until one settles it.
+    async fn inquire(
+        &self,
+        vendor: &'static dyn Vendor,
+        policy: &CompiledPolicy,
+        hold: &Reservation,
+        unresolved: &Unresolved<'_>,
+    ) -> Result<Result<Finding, String>> {
+        let mut path = match vendor.inquiry(unresolved) {
+            Inquiry::Object { path } | Inquiry::Listing { path } => path,
+            Inquiry::None => {
+                return Ok(Err(
+                    "this vendor cannot be asked about it; resolve it by hand: keybrake holds resolve"
+                        .to_owned(),
+                ));
+            }
+        };
+        for _ in 0..MOST_PAGES {
+            let request = Prepared::inquiry(
+                self.brake(),
+                vendor,
+                policy.secret_name(vendor.name()),
+                hold,
+                &path,
+            )?;
+            let reply = match self.shell().read(&request).await {
+                Ok(reply) => reply,
+                Err(reason) => return Ok(Err(format!("the vendor did not answer: {reason}"))),
+            };
+            match vendor.finding(unresolved, &reply) {
+                Finding::Next(next) => path = next,
+                settled => return Ok(Ok(settled)),
+            }
+        }
+        Ok(Ok(Finding::Next(path)))
+    }
+
+    /// Absence is proof only after the deadline and a margin; on a loopback base with a test-mode secret, at the
+    /// deadline.
+    async fn absent(
+        &self,
+        vendor: &'static dyn Vendor,
+        policy: &CompiledPolicy,
+        hold: &Reservation,
+    ) -> Result<Resolution> {
+        let simulated = self.brake().credentials().base_url(vendor.name()).is_some() && !hold.facts.livemode;
+        let from = hold
+            .not_after_ms
+            .saturating_add(if simulated { 0 } else { MARGIN_MS });
+        let now_ms = self.ledger().info().await?.now_ms;
+        if now_ms < from || hold.state != State::Unknown {
+            let seconds = from.saturating_sub(now_ms).max(0).checked_div(1_000).unwrap_or(0);
+            return Ok(Resolution::Open(format!(
+                "not at the vendor so far; provable in {seconds} s"
+            )));
+        }
+        let evidence = format!(
+            "complete listing with the secret {}, read at {now_ms}",
+            policy.secret_name(vendor.name()).unwrap_or("default")
+        );
+        self.brake().settle_absent(hold, evidence).await?;
+        Ok(Resolution::Absent)
+    }
+
+    /// Our tag, if the request carried one: a pure function of the sent key.
+    fn tag(&self, hold: &Reservation) -> Option<String> {
+        let identity = hold.identity.as_ref()?;
+        if identity.caller_key.is_some() {
+            return None;
+        }
+        Some(idempotency::tag(
+            &self.brake().keys().vendor_key(&identity.id, hold.generation),
+        ))
+    }
+}
+
+fn compiled(policy_json: &str) -> Option<CompiledPolicy> {
+    CompiledPolicy::compile(&Policy::from_json(policy_json).ok()?, &Builtin).ok()
+}
+
+/// Path ids and body fields, as the identity keeps them.
+fn split_fields(hold: &Reservation) -> (Vec<String>, Vec<(String, String)>) {
+    let all = hold
+        .identity
+        .as_ref()
+        .map(|identity| identity.fields.clone())
+        .unwrap_or_default();
+    let (mut ids, fields): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|(name, _)| name.starts_with("path."));
+    ids.sort();
+    (ids.into_iter().map(|(_, id)| id).collect(), fields)
+}
