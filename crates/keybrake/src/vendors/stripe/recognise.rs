@@ -222,7 +222,7 @@ fn account(call: &Call) -> Result<Option<String>, Refusal> {
         }
         other => Ok(other),
     };
-    match (scope("stripe-account")?, scope("stripe-context")?) {
+    match (scope("Stripe-Account")?, scope("Stripe-Context")?) {
         (Some(account), Some(context)) if account != context => Err(malformed(
             "Stripe-Account and Stripe-Context name two different accounts",
         )),
