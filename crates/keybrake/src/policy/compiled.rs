@@ -9,7 +9,6 @@ use super::budget::{OnRepeat, Scope};
 use super::caps::{Line, Whose};
 use super::document::{CallerKeys, CountIntents, Idempotency, UnknownCost};
 use super::endpoint::{Decision, EndpointSet, Entry, Routes, Target};
-use super::reader::did_you_mean;
 use super::rule::{Rules, Stage};
 use super::verdict::Code;
 use crate::error::{Error, Result};
@@ -442,15 +441,10 @@ fn not_listed(target: Target<'_>, routes: &Routes) -> String {
         let name = operation.name;
         return format!("{name} is not in `allowed_endpoints`; add {name:?} if this key may do it");
     }
-    let shown = name(target, routes);
-    let all: Vec<String> = routes
-        .operations
-        .iter()
-        .map(|o| format!("{} {}", o.method, o.path))
-        .collect();
     format!(
-        "{shown} is not an operation of {} that Keybrake knows{}",
+        "{} is not an operation of {} that Keybrake knows; allow it by its path and give its cost in \
+         `operation_costs` if this key may do it",
+        name(target, routes),
         routes.vendor,
-        did_you_mean(&shown, all.iter().map(String::as_str))
     )
 }

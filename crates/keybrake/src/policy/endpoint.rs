@@ -174,6 +174,18 @@ impl Pattern {
     }
 }
 
+/// Whether a path has the shape of a template. An alias of an operation has not.
+fn fits(template: &str, path: &str) -> bool {
+    let (mut places, mut given) = (split(template), split(path));
+    loop {
+        match (places.next(), given.next()) {
+            (None, None) => return true,
+            (Some(place), Some(segment)) if place == "*" || place == segment => {}
+            _ => return false,
+        }
+    }
+}
+
 fn split(path: &str) -> impl Iterator<Item = &str> {
     path.strip_prefix('/').unwrap_or(path).split('/')
 }
@@ -267,25 +279,18 @@ impl Routes {
 
     /// The operation that a method and path mean: of those that fit, the one with the most literal segments.
     pub(crate) fn find(&self, method: &str, path: &str) -> Option<&OperationInfo> {
-        let sent: Vec<_> = split(path).collect();
-        let fits = |operation: &&OperationInfo| {
-            let mut count = 0_usize;
-            let all = split(operation.path).enumerate().all(|(index, place)| {
-                count = count.saturating_add(1);
-                sent.get(index).is_some_and(|given| {
-                    if place == "*" {
-                        !given.is_empty()
-                    } else {
-                        place == *given
-                    }
-                })
-            });
-            operation.method == method && all && count == sent.len()
+        let words = |template: &str| split(template).filter(|place| *place != "*").count();
+        // An id is never a word that stands in a route.
+        let is_id = |segment: &str| !segment.is_empty() && !self.literals.contains(segment);
+        let ids_are_ids = |template: &str| {
+            split(template)
+                .zip(split(path))
+                .all(|(place, s)| place != "*" || is_id(s))
         };
         self.operations
             .iter()
-            .filter(fits)
-            .max_by_key(|operation| split(operation.path).filter(|place| *place != "*").count())
+            .filter(|o| o.method == method && fits(o.path, path) && ids_are_ids(o.path))
+            .max_by_key(|o| words(o.path))
     }
 
     /// A path with everything that is no literal of a route replaced by `*`, so that messages carry no ids.
@@ -412,8 +417,6 @@ impl EndpointSet {
         };
         match first(&self.deny)? {
             Some(index) => Some(Settled::Denied(index)),
-            // A pattern that denies an alias of this operation is seen only with the path.
-            None if self.deny.iter().any(Entry::is_pattern) => None,
             None => match &self.allow {
                 None => Some(Settled::Unrestricted),
                 Some(allow) => Some(first(allow)?.map_or(Settled::NotListed, Settled::Allowed)),
@@ -422,9 +425,9 @@ impl EndpointSet {
     }
 
     pub(crate) fn decide(&self, target: Target<'_>, routes: &Routes) -> Decision<'_> {
-        if let Some(settled) = target
-            .operation
-            .and_then(|operation| self.settled.get(operation.name))
+        if let Some(operation) = target.operation
+            && let Some(settled) = self.settled.get(operation.name)
+            && (self.deny.is_empty() || fits(operation.path, target.path))
         {
             let allow = self.allow.as_deref().unwrap_or_default();
             let found = match settled {

@@ -83,8 +83,13 @@ pub(crate) fn did_you_mean<'n>(name: &str, valid: impl Iterator<Item = &'n str>)
 /// The most similar of the valid names.
 pub(crate) fn nearest<'n>(name: &str, valid: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     let name = clip(name).to_lowercase();
+    let likeness = |candidate: &str| {
+        // One finds swapped letters in short names, the other a common beginning of long ones.
+        let letters = strsim::normalized_damerau_levenshtein(&name, candidate);
+        letters.max(strsim::jaro_winkler(&name, candidate))
+    };
     valid
-        .map(|candidate| (strsim::jaro_winkler(&name, &candidate.to_lowercase()), candidate))
+        .map(|candidate| (likeness(&candidate.to_lowercase()), candidate))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
 }
