@@ -1,2 +1,7 @@
 //! The `keybrake` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(keybrake_cli::main(std::env::args_os()))
+}

@@ -1,0 +1,237 @@
+//! `doctor`: what is there, what is missing, and what to do.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use keybrake::ledger::{LedgerInfo, State};
+use keybrake::{config, vendors};
+use serde_json::json;
+
+use crate::context::{Context, Open};
+use crate::failure::{Failure, Outcome, exit};
+use crate::show::{count, span, time};
+
+/// How a check went.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Grade {
+    Good,
+    Look,
+    Bad,
+}
+
+/// One check: what was found, and what to do about it.
+struct Check {
+    name: &'static str,
+    grade: Grade,
+    found: String,
+    advice: String,
+}
+
+impl Check {
+    fn new(name: &'static str, grade: Grade, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self {
+            name,
+            grade,
+            found: found.into(),
+            advice: advice.into(),
+        }
+    }
+}
+
+pub(crate) async fn run(context: &mut Context<'_>) -> Outcome {
+    let mut checks = vec![Check::new("version", Grade::Good, env!("CARGO_PKG_VERSION"), "")];
+    let opened = context.open().await;
+    let ledger_failed = opened.as_ref().err().map(|failure| failure.code);
+    match opened {
+        Ok(open) => {
+            ledger(&mut checks, &open).await?;
+            clock(&mut checks, &open.info, context.clock.now_ms());
+            files(&mut checks, &open.info.url);
+        }
+        Err(failure) => {
+            let advice = "set KEYBRAKE_LEDGER or give --ledger, such as sqlite:/var/lib/keybrake/spend.db";
+            checks.push(Check::new("ledger", Grade::Bad, failure.message, advice));
+        }
+    }
+    for vendor in vendors::vendors() {
+        secret(&mut checks, vendor.name());
+    }
+    tell(context, &checks)?;
+    let bad = checks.iter().any(|check| check.grade == Grade::Bad);
+    Ok(ledger_failed.unwrap_or(if bad { exit::REFUSED } else { exit::OK }))
+}
+
+async fn ledger(checks: &mut Vec<Check>, open: &Open) -> Result<(), Failure> {
+    let info = &open.info;
+    let (events, holds) = (count(info.last_seq, "event"), count(info.open_holds, "open hold"));
+    let found = format!("{} (format {}, {events}, {holds})", info.url, info.version);
+    let memory = info.url.starts_with("memory:");
+    let advice = if memory {
+        "a memory ledger forgets everything with its process; use sqlite: for more than tests"
+    } else {
+        ""
+    };
+    checks.push(Check::new(
+        "ledger",
+        if memory { Grade::Look } else { Grade::Good },
+        found,
+        advice,
+    ));
+    let stops: Vec<String> = open
+        .ledger
+        .stops()
+        .await?
+        .iter()
+        .map(|stop| stop.scope.name())
+        .collect();
+    if !stops.is_empty() {
+        checks.push(Check::new(
+            "stops",
+            Grade::Look,
+            stops.join(", "),
+            "these are refused until keybrake resume",
+        ));
+    }
+    let holds = open.ledger.holds(keybrake::ledger::HoldFilter::default()).await?;
+    let unknown = holds.iter().filter(|hold| hold.state == State::Unknown).count();
+    if unknown > 0 {
+        let calls = count(u64::try_from(unknown).unwrap_or(u64::MAX), "call");
+        checks.push(Check::new(
+            "holds",
+            Grade::Look,
+            format!("the outcome of {calls} is unknown"),
+            "keybrake reconcile",
+        ));
+    }
+    Ok(())
+}
+
+fn clock(checks: &mut Vec<Check>, info: &LedgerInfo, machine_ms: i64) {
+    let ahead = info.now_ms.saturating_sub(machine_ms);
+    let found = format!("ledger {}, machine {}", time(info.now_ms), time(machine_ms));
+    if ahead.saturating_abs() < 5_000 {
+        checks.push(Check::new("clock", Grade::Good, found, ""));
+    } else {
+        let advice = format!(
+            "the ledger is {} ahead; it never goes back. Check the machine's clock",
+            span(ahead)
+        );
+        checks.push(Check::new("clock", Grade::Look, found, advice));
+    }
+}
+
+/// Ledger files are their owner's alone.
+fn files(checks: &mut Vec<Check>, url: &str) {
+    let Some(path) = url
+        .strip_prefix("sqlite:")
+        .and_then(|rest| rest.split('?').next())
+    else {
+        return;
+    };
+    let path = path.trim_start_matches("//");
+    for suffix in ["", ".key", "-wal", "-shm"] {
+        let file = PathBuf::from(format!("{path}{suffix}"));
+        let Ok(meta) = file.metadata() else { continue };
+        let mine = meta.uid() == rustix::process::geteuid().as_raw();
+        if meta.mode() & 0o077 != 0 || !mine {
+            let advice = format!(
+                "chmod 600 {0} and chown it to the user that runs the agents",
+                file.display()
+            );
+            let found = format!("{} is open to others", file.display());
+            checks.push(Check::new("permissions", Grade::Bad, found, advice));
+        }
+    }
+    if !checks.iter().any(|check| check.name == "permissions") {
+        checks.push(Check::new(
+            "permissions",
+            Grade::Good,
+            "the ledger's files are their owner's alone",
+            "",
+        ));
+    }
+}
+
+/// Which secret is there, by presence and mode only: never a character of it.
+fn secret(checks: &mut Vec<Check>, vendor: &'static str) {
+    let names = config::secret_variables(vendor);
+    let found = names
+        .iter()
+        .find_map(|name| Some((*name, config::environment(name)?)));
+    let Some((name, value)) = found else {
+        let advice = format!("programs that send need {}, or Secret::file", names.join(" or "));
+        checks.push(Check::new(
+            "secret",
+            Grade::Look,
+            format!("{vendor}: none in the environment"),
+            advice,
+        ));
+        return;
+    };
+    if value.starts_with("vault_key_") {
+        let advice =
+            "put the token where the SDK's API key goes; this variable is for the vendor's own secret";
+        checks.push(Check::new(
+            "secret",
+            Grade::Bad,
+            format!("{vendor}: {name} holds a vault key"),
+            advice,
+        ));
+        return;
+    }
+    let (mode, grade) = match vendors::vendor(vendor).and_then(|vendor| vendor.livemode(&value)) {
+        Some(true) => ("live", Grade::Look),
+        Some(false) => ("test", Grade::Good),
+        None => ("of unknown kind", Grade::Bad),
+    };
+    let advice = match grade {
+        Grade::Good => String::new(),
+        Grade::Look => {
+            format!("{name} is readable by everything in its process; prefer a file with Secret::file")
+        }
+        Grade::Bad => format!("{name} does not look like a secret of {vendor}"),
+    };
+    checks.push(Check::new(
+        "secret",
+        grade,
+        format!("{vendor}: {name} is set, {mode}"),
+        advice,
+    ));
+    if let Some(url) = config::base_url(vendor) {
+        let advice = "calls go there, not to the vendor";
+        checks.push(Check::new(
+            "base url",
+            Grade::Look,
+            format!("{vendor}: {url}"),
+            advice,
+        ));
+    }
+}
+
+fn tell(context: &mut Context<'_>, checks: &[Check]) -> Result<(), Failure> {
+    let word = |grade| match grade {
+        Grade::Good => "ok",
+        Grade::Look => "look",
+        Grade::Bad => "bad",
+    };
+    if context.json {
+        let checks = checks.iter().map(|check| {
+            json!({"check": check.name, "grade": word(check.grade), "found": check.found, "advice": check.advice})
+        });
+        return context.answer(json!({"checks": checks.collect::<Vec<_>>()}));
+    }
+    for check in checks {
+        let mark = format!("{:<4}", word(check.grade));
+        let mark = match check.grade {
+            Grade::Good => context.paint.green(&mark),
+            Grade::Look => context.paint.yellow(&mark),
+            Grade::Bad => context.paint.red(&mark),
+        };
+        let found = keybrake::audit::printable(&check.found);
+        context.line(format!("{mark} {:<12} {found}", check.name))?;
+        if !check.advice.is_empty() {
+            context.line(format!("{:17} {}", "", keybrake::audit::printable(&check.advice)))?;
+        }
+    }
+    Ok(())
+}
