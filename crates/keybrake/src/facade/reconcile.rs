@@ -94,6 +94,7 @@ impl Keybrake {
             ids: &ids,
             fields: &fields,
             pins: &hold.pins,
+            object: hold.reply_facts.vendor_object.as_deref(),
             tag: tag.as_deref(),
             reserved_at_ms: hold.reserved_at_ms,
             not_after_ms: hold.not_after_ms,

@@ -5,9 +5,9 @@ use crate::policy::{Catalogue, OperationInfo};
 
 /// The built-in vendors, as a policy sees them.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Vendors;
+pub struct Builtin;
 
-impl Catalogue for Vendors {
+impl Catalogue for Builtin {
     fn vendors(&self) -> Vec<&'static str> {
         vendors().iter().map(|vendor| vendor.name()).collect()
     }
@@ -48,18 +48,18 @@ mod tests {
     #[test]
     fn every_recurring_operation_exists() {
         for (vendor, name) in RECURRING {
-            let operations = Vendors.operations(vendor);
+            let operations = Builtin.operations(vendor);
             assert!(
                 operations.iter().any(|o| o.name == *name && o.recurring),
                 "{vendor} has no {name}"
             );
         }
         assert!(
-            Vendors
+            Builtin
                 .operations("stripe")
                 .iter()
                 .any(|o| !o.recurring && o.read)
         );
-        assert!(Vendors.operations("no such vendor").is_empty());
+        assert!(Builtin.operations("no such vendor").is_empty());
     }
 }

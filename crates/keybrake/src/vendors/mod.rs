@@ -4,40 +4,16 @@ mod catalogue;
 pub mod stripe;
 
 use crate::money::{Currency, VendorAmount};
-use crate::policy::{Catalogue, Code, Denial, OperationInfo};
+use crate::policy::{Code, Denial};
 use crate::request::{Call, Refusal, authority};
 
-pub use catalogue::Vendors;
+pub use catalogue::Builtin;
 
 static VENDORS: [&dyn Vendor; 1] = [&stripe::Stripe];
 
 /// Every vendor, in the order of their names.
 pub fn vendors() -> &'static [&'static dyn Vendor] {
     &VENDORS
-}
-
-/// The built-in vendors, as policies see them.
-#[derive(Clone, Copy, Debug)]
-pub struct Builtin;
-
-impl Catalogue for Builtin {
-    fn vendors(&self) -> Vec<&'static str> {
-        vendors().iter().map(|vendor| vendor.name()).collect()
-    }
-
-    fn operations(&self, name: &str) -> Vec<OperationInfo> {
-        let Some(vendor) = vendor(name) else {
-            return Vec::new();
-        };
-        let info = |operation: &Operation| OperationInfo {
-            name: operation.name,
-            method: operation.method,
-            path: operation.path,
-            read: operation.class == Class::Read,
-            recurring: vendor.starts_billing(operation),
-        };
-        vendor.operations().iter().map(info).collect()
-    }
 }
 
 /// The vendor of this name, such as `stripe`.
@@ -295,6 +271,8 @@ pub struct Unresolved<'a> {
     pub fields: &'a [(String, String)],
     /// Pinned fields.
     pub pins: &'a [(String, String)],
+    /// The vendor's object, if a reply has named it.
+    pub object: Option<&'a str>,
     /// Our tag, if the request carried one.
     pub tag: Option<&'a str>,
     /// When it was reserved, Unix milliseconds.
@@ -313,11 +291,6 @@ pub trait Vendor: Send + Sync + std::fmt::Debug {
 
     /// The table of operations.
     fn operations(&self) -> &'static [Operation];
-
-    /// Whether an operation starts or changes repeated billing, such as creating a subscription.
-    fn starts_billing(&self, _operation: &Operation) -> bool {
-        false
-    }
 
     /// Whether a secret is for live money; `None` if it does not look like this vendor's secret.
     fn livemode(&self, secret: &str) -> Option<bool>;

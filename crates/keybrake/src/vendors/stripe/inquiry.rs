@@ -11,34 +11,52 @@ use crate::vendors::{Finding, Inquiry, Outcome, Reading, Recognised, Reply, Unre
 /// Our clock and Stripe's may differ by this much, in seconds; listings reach so much further.
 const CLOCK_SLACK_S: i64 = 300;
 
-/// How to ask about an unknown call.
+/// How to ask about an unknown call: by its object, if a reply or the path named it, else by listing.
 pub(super) fn inquiry(call: &Unresolved<'_>) -> Inquiry {
-    let id = call.ids.first().map(String::as_str).unwrap_or_default();
-    let object = |prefix: &str| Inquiry::Object {
-        path: format!("{prefix}{id}"),
-    };
+    let target = call.ids.first().map_or("", String::as_str);
     match call.operation {
         "payment_intents.confirm"
         | "payment_intents.capture"
         | "payment_intents.increment_authorization"
         | "payment_intents.update"
-        | "payment_intents.cancel" => object("/v1/payment_intents/"),
-        "charges.capture" => object("/v1/charges/"),
-        "refunds.create" => listing(call, "/v1/refunds", &["charge", "payment_intent"]),
-        "charges.create" => listing(call, "/v1/charges", &["customer"]),
-        "payment_intents.create" => listing(call, "/v1/payment_intents", &["customer"]),
-        "transfers.create" => listing(call, "/v1/transfers", &["destination"]),
-        "payouts.create" => listing(call, "/v1/payouts", &[]),
-        "topups.create" => listing(call, "/v1/topups", &[]),
-        "transfers.reversals.create" => Inquiry::Listing {
-            path: format!("/v1/transfers/{id}/reversals?limit=100"),
-        },
+        | "payment_intents.cancel" => read("/v1/payment_intents", target),
+        "charges.capture" => read("/v1/charges", target),
+        "refunds.create" => created(call, "/v1/refunds", &["charge", "payment_intent"]),
+        "charges.create" => created(call, "/v1/charges", &["customer"]),
+        "payment_intents.create" => created(call, "/v1/payment_intents", &["customer"]),
+        "transfers.create" => created(call, "/v1/transfers", &["destination"]),
+        "payouts.create" => created(call, "/v1/payouts", &[]),
+        "topups.create" => created(call, "/v1/topups", &[]),
+        "transfers.reversals.create" if is_id(target) => {
+            let path = format!("/v1/transfers/{target}/reversals");
+            match call.object {
+                Some(id) => read(&path, id),
+                // This list takes no dates.
+                None => Inquiry::Listing {
+                    path: format!("{path}?limit=100"),
+                },
+            }
+        }
         _ => Inquiry::None,
     }
 }
 
-/// Everything created while the call can have run, narrowed by the fields that such a list takes.
-fn listing(call: &Unresolved<'_>, path: &str, filters: &[&str]) -> Inquiry {
+fn read(prefix: &str, id: &str) -> Inquiry {
+    if is_id(id) {
+        Inquiry::Object {
+            path: format!("{prefix}/{id}"),
+        }
+    } else {
+        Inquiry::None
+    }
+}
+
+/// The object that was created, or everything created while the call can have run, narrowed by the fields that such a
+/// list takes.
+fn created(call: &Unresolved<'_>, path: &str, filters: &[&str]) -> Inquiry {
+    if let Some(id) = call.object {
+        return read(path, id);
+    }
     let seconds = |ms: i64| ms.checked_div(1_000).unwrap_or(0);
     let from = seconds(call.reserved_at_ms).saturating_sub(CLOCK_SLACK_S);
     let to = seconds(call.not_after_ms)
@@ -62,8 +80,12 @@ pub(super) fn finding(call: &Unresolved<'_>, reply: &Reply) -> Finding {
         return Finding::Unclear("unreadable_reply".to_owned());
     };
     match inquiry(call) {
-        Inquiry::Object { .. } if call.operation == "charges.capture" => captured(call, &body),
-        Inquiry::Object { .. } => intent(call, &body),
+        Inquiry::Object { .. } => match call.operation {
+            "charges.capture" => captured(call, &body),
+            "payment_intents.create" => found(call, &body),
+            name if name.starts_with("payment_intents.") => intent(call, &body),
+            _ => found(call, &body),
+        },
         Inquiry::Listing { path } => page(call, &body, &path),
         Inquiry::None => Finding::Unclear("no_inquiry".to_owned()),
     }

@@ -61,10 +61,6 @@ impl Vendor for Stripe {
         table::operations()
     }
 
-    fn starts_billing(&self, operation: &Operation) -> bool {
-        table::starts_billing(operation)
-    }
-
     fn livemode(&self, secret: &str) -> Option<bool> {
         let starts = |prefixes: [&str; 2]| prefixes.iter().any(|prefix| secret.starts_with(prefix));
         if starts(["sk_live_", "rk_live_"]) {

@@ -99,21 +99,6 @@ pub(super) fn operations() -> &'static [Operation] {
     &OPERATIONS
 }
 
-/// Whether an operation starts or changes repeated billing.
-pub(super) fn starts_billing(operation: &Operation) -> bool {
-    matches!(
-        operation.name,
-        "quotes.accept"
-            | "subscription_items.create"
-            | "subscription_items.update"
-            | "subscription_schedules.create"
-            | "subscription_schedules.update"
-            | "subscriptions.create"
-            | "subscriptions.resume"
-            | "subscriptions.update"
-    )
-}
-
 /// The host that serves an operation.
 pub(super) fn host(operation: &Operation) -> &'static str {
     match operation.name {
