@@ -264,12 +264,7 @@ impl Simulator {
 
     /// Like [`Self::wait_held`], for code that is not async.
     pub fn wait_held_blocking(&self, least: u64, limit: Duration) -> bool {
-        let shared = Arc::clone(&self.shared);
-        self.handle.block_on(async move {
-            shared
-                .wait(limit, move |world| world.faults.held() >= least)
-                .await
-        })
+        self.wait_blocking(limit, move |world| world.faults.held() >= least)
     }
 
     /// Waits until at least so many requests arrived. Answers whether they did within the limit.
@@ -280,12 +275,18 @@ impl Simulator {
 
     /// Like [`Self::wait_requests`], for code that is not async.
     pub fn wait_requests_blocking(&self, least: u64, limit: Duration) -> bool {
-        let shared = Arc::clone(&self.shared);
-        self.handle.block_on(async move {
-            shared
-                .wait(limit, move |world| world.requests.count() >= least)
-                .await
-        })
+        self.wait_blocking(limit, move |world| world.requests.count() >= least)
+    }
+
+    /// Waits until the journal has at least so many rows. Answers whether it had within the limit.
+    pub async fn wait_moved(&self, least: usize, limit: Duration) -> bool {
+        self.wait(limit, move |world| world.journal.rows().len() >= least)
+            .await
+    }
+
+    /// Like [`Self::wait_moved`], for code that is not async.
+    pub fn wait_moved_blocking(&self, least: usize, limit: Duration) -> bool {
+        self.wait_blocking(limit, move |world| world.journal.rows().len() >= least)
     }
 
     /// Runs on the simulator's own runtime, so that it works in any other, or in one without timers.
@@ -293,6 +294,10 @@ impl Simulator {
         let shared = Arc::clone(&self.shared);
         let waiting = self.handle.spawn(async move { shared.wait(limit, ready).await });
         waiting.await.unwrap_or(false)
+    }
+
+    fn wait_blocking(&self, limit: Duration, ready: impl Fn(&World) -> bool) -> bool {
+        self.handle.block_on(self.shared.wait(limit, ready))
     }
 
     /// Moves the simulator's clock forward by milliseconds: idempotency keys age.

@@ -72,24 +72,30 @@ impl Client {
         self.send("POST", path, body)
     }
 
+    /// Sends and does not read; dropping the connection is up to the caller.
+    pub(crate) fn post_and_leave(&self, path: &str, body: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream
+            .write_all(self.text("POST", path, body).as_bytes())
+            .unwrap();
+        stream
+    }
+
     pub(crate) fn send(&self, method: &str, path: &str, body: &str) -> io::Result<Answer> {
-        let mut text = format!(
-            "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nConnection: close\r\n",
-            self.port
-        );
+        raw(self.port, &self.text(method, path, body))
+    }
+
+    fn text(&self, method: &str, path: &str, body: &str) -> String {
+        let port = self.port;
+        let mut text = format!("{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n");
         for (name, value) in &self.headers {
             write!(text, "{name}: {value}\r\n").unwrap();
         }
         if method == "POST" {
-            write!(
-                text,
-                "Content-Type: {}\r\nContent-Length: {}\r\n",
-                self.content_type,
-                body.len()
-            )
-            .unwrap();
+            let (kind, length) = (&self.content_type, body.len());
+            write!(text, "Content-Type: {kind}\r\nContent-Length: {length}\r\n").unwrap();
         }
-        raw(self.port, &format!("{text}\r\n{body}"))
+        text + "\r\n" + body
     }
 }
 

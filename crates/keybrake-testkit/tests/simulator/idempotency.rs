@@ -1,13 +1,10 @@
 //! Stripe's idempotency, and the journal when many requests come at once.
 
 use std::thread;
-use std::time::Duration;
 
 use crate::client::{Answer, Client};
-use crate::{refund, simulator};
+use crate::{LONG, refund, simulator};
 use keybrake_testkit::stripe::{Fault, FaultKind, MovementKind, MovementOutcome, Release, Seed, SeedCharge};
-
-const LONG: Duration = Duration::from_secs(20);
 
 #[test]
 fn a_replay_has_the_first_reply_and_moves_nothing() {

@@ -6,11 +6,19 @@
 )]
 
 mod client;
+mod controls;
+mod faults;
 mod idempotency;
 mod objects;
+mod wire;
+
+use std::time::Duration;
 
 use client::{Answer, Client};
 use keybrake_testkit::{Simulator, SimulatorOptions};
+
+/// A limit for what should come at once; a test that reaches it has failed.
+const LONG: Duration = Duration::from_secs(20);
 
 fn simulator() -> Simulator {
     Simulator::start(SimulatorOptions::default()).unwrap()
