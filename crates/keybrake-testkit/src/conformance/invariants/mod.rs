@@ -1,0 +1,10 @@
+//! The sixteen invariants of the ledger's contract, by number.
+
+mod books;
+mod keys;
+mod time;
+
+pub use books::*;
+pub use keys::*;
+pub(super) use time::fastest;
+pub use time::*;

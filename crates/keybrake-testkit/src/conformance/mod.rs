@@ -1,0 +1,164 @@
+//! The conformance suite: what every ledger must do, whatever it is built on.
+//!
+//! A backend says how to make a fresh ledger ([`Fresh`]), and one line runs every case against it:
+//!
+//! ```ignore
+//! keybrake_testkit::conformance!(memory, Memory);
+//! ```
+//!
+//! Cases are named after the invariant, scenario or lesson that they pin.
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a case of the suite fails by panicking, like any test"
+)]
+
+pub mod invariants;
+pub mod lessons;
+pub mod scenarios;
+mod world;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use keybrake::clock::ManualClock;
+use keybrake::ledger::{Ledger, MemoryLedger};
+
+pub use world::{Call, Key, World, dollars};
+
+/// How a backend makes ledgers for the suite.
+#[async_trait]
+pub trait Fresh: Send + Sync {
+    /// A new, empty ledger on this clock, and whatever must live as long as it does.
+    async fn fresh(&self, clock: Arc<ManualClock>) -> Box<dyn Opened>;
+}
+
+/// A ledger that a backend has made.
+#[async_trait]
+pub trait Opened: Send + Sync {
+    /// The ledger.
+    fn ledger(&self) -> Arc<dyn Ledger>;
+
+    /// The same ledger once more, as another process opens it; `None` when it lives in one process only.
+    async fn again(&self) -> Option<Arc<dyn Ledger>>;
+}
+
+/// The ledger in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory;
+
+#[async_trait]
+impl Fresh for Memory {
+    async fn fresh(&self, clock: Arc<ManualClock>) -> Box<dyn Opened> {
+        let ledger = MemoryLedger::new(clock).expect("random bytes");
+        Box::new(InMemory(Arc::new(ledger)))
+    }
+}
+
+struct InMemory(Arc<MemoryLedger>);
+
+#[async_trait]
+impl Opened for InMemory {
+    fn ledger(&self) -> Arc<dyn Ledger> {
+        Arc::clone(&self.0) as Arc<dyn Ledger>
+    }
+
+    async fn again(&self) -> Option<Arc<dyn Ledger>> {
+        None
+    }
+}
+
+/// Runs every case of the suite against a backend, each as a test in a module of the backend's name.
+#[macro_export]
+macro_rules! conformance {
+    ($backend:ident, $fresh:expr) => {
+        $crate::conformance_cases! {
+            $backend, $fresh;
+            invariants:
+                invariant_01_settled_plus_held_never_exceeds_cap,
+                invariant_02_all_budgets_or_none,
+                invariant_02_a_denial_changes_no_counter,
+                invariant_03_one_reservation_per_generation,
+                invariant_03_a_different_fingerprint_is_a_conflict,
+                invariant_04_every_transition_is_idempotent,
+                invariant_04_only_the_tables_cells_exist,
+                invariant_05_settles_into_the_window_that_reserved_it,
+                invariant_05_rolling_buckets_keep_their_place,
+                invariant_06_a_hold_ends_by_proof_only,
+                invariant_06_four_ways_to_end_a_hold,
+                invariant_07_every_change_has_its_event,
+                invariant_07_a_failed_step_leaves_nothing,
+                invariant_08_stop_revoke_expiry_version_in_the_same_step,
+                invariant_08_no_key_is_issued_under_a_stop,
+                invariant_09_time_never_goes_back,
+                invariant_10_children_never_outspend_their_parent,
+                invariant_10_groups_bound_all_their_keys,
+                invariant_11_a_new_key_resets_nothing,
+                invariant_12_no_counter_restarts_from_zero,
+                invariant_13_checkpoints_and_events_are_the_counters,
+                invariant_14_reserve_is_flat,
+                invariant_15_a_late_permit_is_asked_for_anew,
+                invariant_16_identities_outlive_their_holds;
+            scenarios:
+                scenario_02_joined_429,
+                scenario_03_replay_confirms,
+                scenario_04_cheap_create_dear_update,
+                scenario_04_captures_are_cumulative,
+                scenario_04_a_declined_confirm_keeps_the_creation,
+                scenario_05_fresh_key_same_run,
+                scenario_06_stop_then_issue,
+                scenario_07_ambiguous_reserve,
+                scenario_08_two_zone_databases_cannot_split_a_day,
+                scenario_11_a_clock_stepped_forward_a_day,
+                scenario_12_same_twenty_twice,
+                scenario_12_a_timeout_and_a_new_tool_call_id,
+                scenario_13_two_connected_accounts_one_caller_key,
+                scenario_14_step_with_a_changed_amount,
+                scenario_15_denial_flood,
+                scenario_16_concurrent_upper_bounds,
+                scenario_19_authorise_and_cancel_a_thousand_times,
+                scenario_21_observe_child_under_an_enforcing_parent,
+                scenario_22_caps_change_under_load;
+            lessons:
+                lesson_01_hold_is_never_shrunk,
+                lesson_02_settles_where_it_was_reserved,
+                lesson_03_overrun_is_recorded_in_full,
+                lesson_04_a_childs_spend_is_the_parents,
+                lesson_05_exactly_as_many_as_fit,
+                lesson_06_settling_twice_counts_once,
+                lesson_07_rotating_a_key_keeps_its_budget,
+                lesson_09_an_exception_after_dispatch_keeps_the_hold,
+                lesson_10_a_cancelled_call_is_kept_and_resolvable,
+                lesson_11_leaked_holds_are_listed_and_resolved,
+                lesson_13_an_unknown_budget_is_refused,
+                lesson_14_a_decline_opens_the_next_generation,
+                lesson_14_declines_are_bounded,
+                lesson_15_a_replayed_success_counts_nothing_new,
+                lesson_17_the_ledgers_clock_decides_expiry,
+                lesson_18_a_denial_is_flat_in_holds,
+                lesson_19_a_revoked_key_is_refused_at_once;
+        }
+    };
+}
+
+/// One test for each case. Used by [`conformance!`].
+#[doc(hidden)]
+#[macro_export]
+macro_rules! conformance_cases {
+    ($backend:ident, $fresh:expr; $($part:ident: $($case:ident),+;)+) => {
+        mod $backend {
+            #[expect(unused_imports, reason = "the backend's type may stand beside the macro or come by path")]
+            use super::*;
+            $($(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    let world = $crate::conformance::World::new(&$fresh).await;
+                    $crate::conformance::$part::$case(&world).await;
+                    world.books_agree().await;
+                }
+            )+)+
+        }
+    };
+}

@@ -1,0 +1,9 @@
+//! The scenarios that shaped the reservation, by number, as far as they are the ledger's to decide.
+
+mod calls;
+mod keys;
+mod objects;
+
+pub use calls::*;
+pub use keys::*;
+pub use objects::*;

@@ -1,0 +1,6 @@
+//! The conformance suite, for every backend.
+
+use keybrake_testkit::conformance;
+use keybrake_testkit::conformance::Memory;
+
+conformance!(memory, Memory);
