@@ -4,3 +4,8 @@ pub mod conformance;
 pub mod stripe;
 
 pub use stripe::{Simulator, SimulatorOptions, simulate};
+
+/// The examples of the guide, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/simulator.md")]
+pub struct Guide;

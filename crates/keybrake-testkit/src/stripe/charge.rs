@@ -371,8 +371,8 @@ impl Ctx<'_> {
             charge.payment_intent.clone(),
         );
         self.journal(
-            MovementKind::Authorization,
-            MovementOutcome::Returned,
+            MovementKind::AuthorizationReleased,
+            MovementOutcome::None,
             Moved {
                 object: id,
                 source: source.as_deref(),

@@ -19,6 +19,8 @@ pub enum MovementKind {
     Charge,
     /// A card authorisation; never moves money by itself.
     Authorization,
+    /// An authorisation given back: cancelled, expired or refunded before its capture.
+    AuthorizationReleased,
     /// A refund.
     Refund,
     /// A transfer to a connected account.
@@ -39,7 +41,7 @@ pub enum MovementOutcome {
     Moved,
     /// Money of an earlier row came back.
     Returned,
-    /// No money moved: declined, or only authorised.
+    /// No money moved: declined, only authorised, or an authorisation given back.
     None,
 }
 

@@ -70,7 +70,7 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                 tokio::spawn(serve(stream, Arc::clone(&shared)));
             }
             // Too many open files, or an aborted connection: let others finish.
-            Err(_) => tokio::task::yield_now().await,
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::client::{Answer, Client, call};
 use crate::{refund, simulator};
 use keybrake_testkit::Simulator;
+use keybrake_testkit::stripe::FaultKind;
 
 /// Controls need no credential.
 fn control(sim: &Simulator, method: &str, path: &str, body: &Value) -> Answer {
@@ -176,4 +177,35 @@ fn controls_are_not_in_the_log() {
     let sim = simulator();
     get(&sim, "/_sim/journal");
     assert!(sim.requests().is_empty());
+}
+
+#[test]
+fn the_guide_names_every_control_and_every_fault() {
+    let guide = include_str!("../../../../docs/simulator.md");
+    let sim = simulator();
+    let index = String::from_utf8(control(&sim, "GET", "/_sim", &Value::Null).body).unwrap();
+    assert!(index.lines().count() >= 12);
+    for line in index.lines() {
+        let mut words = line.split_whitespace();
+        let (method, path) = (words.next().unwrap(), words.next().unwrap());
+        let path = path.replace("[/ID]", "/ID");
+        assert!(guide.contains(&format!("`{method} {path}`")), "{method} {path}");
+    }
+    for kind in [
+        FaultKind::DelayMs,
+        FaultKind::DropBefore,
+        FaultKind::DropAfterExecuting,
+        FaultKind::Status500AfterExecuting,
+        FaultKind::ResetMidBody,
+        FaultKind::SlowBody,
+        FaultKind::RateLimit,
+        FaultKind::HoldUntilReleased,
+        FaultKind::Status,
+    ] {
+        let name = json!(kind);
+        assert!(
+            guide.contains(&format!("| `{}` |", name.as_str().unwrap())),
+            "{name}"
+        );
+    }
 }

@@ -5,6 +5,7 @@
     reason = "a failed unwrap is a failed test"
 )]
 
+mod attacks;
 mod client;
 mod controls;
 mod faults;

@@ -184,6 +184,12 @@ fn a_cancelled_authorisation_moves_nothing() {
         400
     );
     assert_eq!(sim.moved(MovementKind::Charge, "usd"), 0);
+    let released = sim.journal().pop().unwrap();
+    assert_eq!(
+        (released.kind, released.outcome, released.amount),
+        (MovementKind::AuthorizationReleased, MovementOutcome::None, 10_000)
+    );
+    assert!(sim.totals().is_empty());
     assert_eq!(
         call(&sim, "POST", "/v1/payment_intents/pi_1/cancel", "").status,
         400
