@@ -1,7 +1,126 @@
 """The native module. Private: use the functions and classes of `keybrake`."""
 
-from typing import Final
+from collections.abc import Callable
+from typing import Final, final
 
-__all__ = ["__version__"]
+__all__ = [
+    "Answer",
+    "Engine",
+    "Simulator",
+    "Task",
+    "__version__",
+    "cli",
+    "content_key",
+    "for_model",
+    "item_key",
+    "operations",
+    "panic",
+    "step_key",
+]
 
 __version__: Final[str]
+
+@final
+class Answer:
+    """How a governed call ended."""
+
+    @property
+    def kind(self) -> str:
+        """`reply`, `denied` or `lost`."""
+    @property
+    def status(self) -> int:
+        """HTTP status; 0 when there is no reply."""
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers with lower-case names."""
+    @property
+    def body(self) -> bytes:
+        """The whole body."""
+    @property
+    def record(self) -> str:
+        """The call as the audit has it, as JSON."""
+    @property
+    def denial(self) -> str | None:
+        """The refusal as JSON, when it was refused."""
+    @property
+    def reason(self) -> str | None:
+        """Why there is no reply, in a word."""
+    @property
+    def never_sent(self) -> bool:
+        """Whether it is certain that nothing left."""
+
+@final
+class Task:
+    """Work under way on the engine's runtime."""
+
+    def cancel(self) -> None:
+        """Aborts it. A request that may have left stays held as unknown."""
+
+@final
+class Engine:
+    """The engine of one process: runtime, ledger and HTTP client. Opened on first use."""
+
+    def __new__(cls, settings: str) -> Engine: ...
+    def in_this_process(self) -> Engine:
+        """A new engine with the same settings, for a child after a fork."""
+    def open(self) -> None:
+        """Opens the ledger now."""
+    def send(
+        self,
+        method: str,
+        url: str,
+        headers: list[tuple[str, str]],
+        body: bytes,
+        context: str,
+        wait_ms: int,
+    ) -> Answer:
+        """Makes a governed call. Signals are looked at every 50 ms; one that raises aborts the request."""
+    def start_send(
+        self,
+        method: str,
+        url: str,
+        headers: list[tuple[str, str]],
+        body: bytes,
+        context: str,
+        wait_ms: int,
+        done: Callable[[Answer | None, Exception | None], None],
+    ) -> Task:
+        """The same without waiting; `done` is called on the engine's own thread."""
+    def ask(self, what: str, arguments: str) -> str:
+        """One question or order to the ledger; arguments and answer are JSON."""
+    def start_ask(self, what: str, arguments: str, done: Callable[[str | None, Exception | None], None]) -> Task:
+        """The same without waiting; `done` is called on the engine's own thread."""
+    def close(self) -> None:
+        """Writes down what is still lazy and ends the runtime. Calls under way are aborted, their holds stand."""
+
+@final
+class Simulator:
+    """A running simulator of Stripe on 127.0.0.1, with a thread of its own."""
+
+    def __new__(cls, port: int) -> Simulator: ...
+    @property
+    def url(self) -> str:
+        """Its base URL."""
+    def stop(self) -> None:
+        """Stops it. Safe to repeat."""
+
+def for_model(denial: str) -> str:
+    """A refusal (JSON) in words for a language model."""
+
+def step_key(run: str, step: str) -> str:
+    """SHA-256 over run and step, 48 hex digits."""
+
+def content_key(fields: str) -> str:
+    """SHA-256 over fields (a JSON object), 32 hex digits."""
+
+def item_key(run: str, item: str) -> str:
+    """`run-item`."""
+
+def operations(vendor: str) -> list[str]:
+    """Names of a vendor's operations, in order."""
+
+def cli(arguments: list[str]) -> int:
+    """Runs the command line; answers its exit code."""
+
+def panic() -> None:
+    """Panics inside the native module, to test that a panic becomes an exception."""

@@ -5,6 +5,7 @@
 //! without an answer (cancelled task, panic, killed process) stays held: that is the rule the rest leans on.
 
 mod charges;
+mod check;
 mod credentials;
 mod identity;
 mod judge;

@@ -131,6 +131,11 @@ impl Run {
         }))
     }
 
+    /// Lets the key live on without this handle, for a shell that keeps the token and closes the run by itself.
+    pub fn leave_open(mut self) {
+        self.closed = true;
+    }
+
     /// Ends the run: revokes the key if opening issued it. Open holds stay until they are proven.
     ///
     /// # Errors
