@@ -1,1 +1,3 @@
-//! Cross-crate tests live in `tests/`.
+//! Cross-crate tests live in `tests/`; what they share with their helper programs is here.
+
+pub mod books;

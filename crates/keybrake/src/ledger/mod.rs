@@ -28,6 +28,7 @@ mod memory_store;
 mod open;
 pub mod rules;
 mod shared;
+pub mod sqlite;
 pub mod store;
 pub mod table;
 pub mod types;

@@ -1,18 +1,96 @@
-//! From a URL to a ledger.
+//! One URL selects the ledger.
 
 use std::sync::Arc;
 
+use super::sqlite::{DEFAULT_NAMESPACE, SqliteLedger, SqliteOptions};
 use super::{Ledger, MemoryLedger};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 
-/// Opens the ledger that a URL names: `memory:` (this process alone, for tests).
+/// Opens the ledger of a URL: `memory:` (this process, for tests) or `sqlite:PATH[?ns=NAME]` (processes of one
+/// machine). Waits for the disk; open it before or outside of what must not wait.
 ///
 /// # Errors
-/// `Config` for a URL that names no ledger; the message lists those that there are.
+/// `Config` for any other URL, and for files that cannot hold a ledger; `LedgerUnavailable` when it is busy.
 pub fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Arc<dyn Ledger>> {
     match url.split_once(':') {
-        Some(("memory", _)) => Ok(Arc::new(MemoryLedger::new(clock)?)),
-        _ => Err(Error::config("this ledger is not supported yet; use memory:")),
+        Some(("memory", "")) => Ok(Arc::new(MemoryLedger::new(clock)?)),
+        Some(("sqlite", rest)) => {
+            let (path, namespace) = sqlite(rest)?;
+            let ledger = SqliteLedger::open(path, namespace, clock, SqliteOptions::default())?;
+            Ok(Arc::new(ledger))
+        }
+        // The rest of such a URL may hold a password: it is not repeated.
+        Some((scheme @ ("redis" | "rediss"), _)) => Err(Error::config(format!(
+            "{scheme}:// ledgers are not supported yet: use sqlite:PATH for the processes of one machine"
+        ))),
+        Some(("memory", _)) => Err(Error::config("a ledger in memory has no name: write memory:")),
+        _ => Err(Error::config(
+            "the ledger URL has no scheme that is known: write sqlite:PATH, such as sqlite:spend.db, or memory:",
+        )),
+    }
+}
+
+/// Path and namespace of what follows `sqlite:`.
+fn sqlite(rest: &str) -> Result<(&str, &str)> {
+    let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+    if path.starts_with("//") {
+        return Err(Error::config(
+            "a SQLite ledger has no host: write sqlite:spend.db, or sqlite:/var/lib/agents/spend.db for an absolute path",
+        ));
+    }
+    let mut namespace = DEFAULT_NAMESPACE;
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (option, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if option != "ns" {
+            return Err(Error::config(format!(
+                "unknown option {option:?} in the ledger URL: sqlite: knows ns, as in sqlite:spend.db?ns=prod"
+            )));
+        }
+        namespace = value;
+    }
+    Ok((path, namespace))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+
+    fn refusal(url: &str) -> String {
+        let clock = Arc::new(ManualClock::at(1_795_305_600_000));
+        open(url, clock).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn memory_opens() {
+        let clock = Arc::new(ManualClock::at(1_795_305_600_000));
+        assert!(open("memory:", clock).is_ok());
+    }
+
+    #[test]
+    fn a_url_names_path_and_namespace() {
+        assert_eq!(sqlite("spend.db").unwrap(), ("spend.db", "default"));
+        assert_eq!(
+            sqlite("/var/lib/spend.db?ns=prod").unwrap(),
+            ("/var/lib/spend.db", "prod")
+        );
+    }
+
+    #[test]
+    fn other_urls_are_refused_by_name_and_without_their_passwords() {
+        let redis = refusal("rediss://user:hunter2@kb-prod:6379?ns=prod");
+        assert!(
+            redis.contains("rediss:// ledgers are not supported yet"),
+            "{redis}"
+        );
+        assert!(!redis.contains("hunter2"), "{redis}");
+        assert!(refusal("sqlite://spend.db").contains("has no host"));
+        assert!(refusal("sqlite:spend.db?mode=ro").contains("unknown option \"mode\""));
+        assert!(refusal("postgres://x").contains("no scheme that is known"));
+        assert!(refusal("spend.db").contains("no scheme that is known"));
+        assert!(refusal("memory:shared").contains("write memory:"));
+        assert!(refusal("sqlite:").contains("names no file"));
+        assert!(refusal("sqlite:/tmp/x/spend.db?ns=a b").contains("namespace"));
     }
 }

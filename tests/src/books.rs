@@ -1,0 +1,163 @@
+//! Keys and calls for tests of a ledger: one key with lifetime budgets, and calls that draw on them.
+
+use std::sync::Arc;
+
+use keybrake::Usd;
+use keybrake::ledger::{
+    AdminNote, AmountAsk, Ask, BudgetDef, BudgetRef, CallFacts, ChargeAsk, Grant, IdentityAsk, IdentityKind,
+    IssueKey, KeyRecord, Ledger, OnRepeat, Proof, ReplyFacts, ReserveAnswer, ReserveRequest, Scope,
+    Settlement, TokenHash, Unit, WindowKind,
+};
+
+/// A dollar, in micro-USD.
+pub const DOLLAR: i64 = 1_000_000;
+/// A day, in milliseconds.
+pub const DAY_MS: i64 = 86_400_000;
+/// A moment in November 2026, Unix milliseconds.
+pub const NOW_MS: i64 = 1_795_305_600_000;
+
+/// A budget in micro-USD of everything that a lineage ever spends.
+pub fn lifetime(lineage: &str, cap: i64) -> BudgetDef {
+    BudgetDef {
+        vendor: None,
+        scope: Scope::Lineage(lineage.to_owned()),
+        unit: Unit::Usd,
+        window: WindowKind::Lifetime,
+        timezone: "UTC".to_owned(),
+        cap,
+    }
+}
+
+/// Issues a key with these budgets, or answers the one that is there already.
+pub async fn key(ledger: &dyn Ledger, id: &str, budgets: &[BudgetDef]) -> keybrake::Result<KeyRecord> {
+    if let Some(key) = ledger.key(id).await? {
+        return Ok(key);
+    }
+    let key = KeyRecord {
+        id: id.to_owned(),
+        token_hash: TokenHash(format!("hash-of-{id}")),
+        policy_json: "{}".to_owned(),
+        ancestor_policies_json: Vec::new(),
+        version: 0,
+        lineage: id.to_owned(),
+        agent: None,
+        label: Some("tests".to_owned()),
+        run: None,
+        groups: Vec::new(),
+        ancestors: Vec::new(),
+        budgets: budgets
+            .iter()
+            .map(|def| BudgetRef {
+                def: def.clone(),
+                limit: None,
+                enforce: true,
+            })
+            .collect(),
+        issued_at_ms: 0,
+        expires_at_ms: 0,
+        revoked_at_ms: None,
+        metadata: serde_json::Map::new(),
+    };
+    let issue = IssueKey {
+        key,
+        expires_in_ms: Some(DAY_MS),
+        attribution_only: Vec::new(),
+        admin: admin(),
+    };
+    match ledger.issue_key(issue).await {
+        Ok(key) => Ok(key),
+        // Another process was quicker.
+        Err(error) => ledger.key(id).await?.ok_or(error),
+    }
+}
+
+/// By whom tests do what administrators do.
+pub fn admin() -> AdminNote {
+    AdminNote {
+        by: "tests".to_owned(),
+        reason: "a test".to_owned(),
+    }
+}
+
+/// A call that moves money, with an identity of its own.
+pub fn call(key: &KeyRecord, call_id: &str, amount: i64) -> ReserveRequest {
+    ReserveRequest {
+        facts: Arc::new(CallFacts {
+            call_id: call_id.to_owned(),
+            key_id: Some(key.id.clone()),
+            key_version: key.version,
+            vendor: Some("stripe".to_owned()),
+            operation: "refunds.create".to_owned(),
+            livemode: false,
+            label: key.label.clone(),
+            run: Some("run_1".to_owned()),
+            direction: -1,
+            moves_money: true,
+            ..CallFacts::default()
+        }),
+        identity: Some(Arc::new(IdentityAsk {
+            id: format!("identity-of-{call_id}"),
+            kind: IdentityKind::Step,
+            content_id: format!("content-of-{call_id}"),
+            fields: vec![("amount".to_owned(), amount.to_string())],
+            wire: "wire".to_owned(),
+            caller_key: None,
+            on_repeat: OnRepeat::Replay,
+            remember_ms: 30 * DAY_MS,
+            max_generations: 5,
+        })),
+        ask: Ask::Amount(AmountAsk {
+            usd: Usd::from_micros(amount),
+            charges: key
+                .budgets
+                .iter()
+                .map(|budget| ChargeAsk {
+                    budget: budget.def.id(),
+                    customer: None,
+                    unit: budget.def.unit,
+                    amount,
+                    limit: budget.limit,
+                    enforce: budget.enforce,
+                    window: None,
+                })
+                .collect(),
+            ..AmountAsk::default()
+        }),
+        hold_for_ms: 130_000,
+        max_open_holds: u32::MAX,
+    }
+}
+
+/// Reserves, and answers the permission or the code of the refusal.
+pub async fn reserve(
+    ledger: &dyn Ledger,
+    request: ReserveRequest,
+) -> keybrake::Result<Result<Grant, String>> {
+    Ok(match ledger.reserve(request).await? {
+        ReserveAnswer::Granted(grant) => Ok(*grant),
+        ReserveAnswer::Denied(denial) => Err(format!("{:?}", denial.code)),
+        other => Err(format!("{other:?}")),
+    })
+}
+
+/// What an attempt proved.
+pub fn settlement(call_id: &str, proof: Proof) -> Settlement {
+    Settlement {
+        call_id: call_id.to_owned(),
+        attempt: 1,
+        proof,
+        object: None,
+        reply: None,
+        facts: ReplyFacts::default(),
+    }
+}
+
+/// Charged in full.
+pub fn charged(call_id: &str, amount: i64) -> Settlement {
+    settlement(
+        call_id,
+        Proof::Charged {
+            actual: Usd::from_micros(amount),
+        },
+    )
+}
