@@ -84,7 +84,10 @@ async fn what_is_reserved_and_settled_is_there_after_reopening() {
         .await
         .unwrap();
     drop(ledger);
-    assert!(!place.beside("-wal").exists(), "the last one out folds the log into the database");
+    assert!(
+        !place.beside("-wal").exists(),
+        "the last one out folds the log into the database"
+    );
 
     let ledger = place.open();
     let usage = ledger.usage("vk_1").await.unwrap();
@@ -100,7 +103,10 @@ async fn what_is_reserved_and_settled_is_there_after_reopening() {
     let report = ledger.verify().await.unwrap();
     assert!(report.chain_ok && report.differences.is_empty(), "{report:?}");
     let again = ledger.verify().await.unwrap();
-    assert!(again.chain_ok && again.from_seq > 0, "the second starts from the first's checkpoint: {again:?}");
+    assert!(
+        again.chain_ok && again.from_seq > 0,
+        "the second starts from the first's checkpoint: {again:?}"
+    );
 }
 
 #[tokio::test]
@@ -213,12 +219,18 @@ fn a_clone_cannot_spend() {
     let (place, clone) = (Place::new(), Place::new());
     drop(place.open());
     std::fs::copy(place.path(), clone.path()).unwrap();
-    assert!(clone.refusal().contains("a clone cannot spend"), "without any key file");
+    assert!(
+        clone.refusal().contains("a clone cannot spend"),
+        "without any key file"
+    );
 
     let stranger = Place::new();
     drop(stranger.open());
     std::fs::copy(stranger.beside(".key"), clone.beside(".key")).unwrap();
-    assert!(clone.refusal().contains("a clone cannot spend"), "with another ledger's key file");
+    assert!(
+        clone.refusal().contains("a clone cannot spend"),
+        "with another ledger's key file"
+    );
 
     std::fs::copy(place.beside(".key"), clone.beside(".key")).unwrap();
     drop(clone.try_open().unwrap());
@@ -240,7 +252,10 @@ fn a_newer_format_and_foreign_databases_are_refused_by_name() {
     database.execute_batch("UPDATE format SET v = 2").unwrap();
     drop(database);
     let refusal = place.refusal();
-    assert!(refusal.contains("format 2") && refusal.contains("up to 1"), "{refusal}");
+    assert!(
+        refusal.contains("format 2") && refusal.contains("up to 1"),
+        "{refusal}"
+    );
 
     let place = Place::new();
     let database = rusqlite::Connection::open(place.path()).unwrap();
@@ -278,7 +293,10 @@ fn scenario_11_a_network_mount_is_refused() {
             ..SqliteOptions::default()
         };
         let refusal = place.open_with(options).unwrap_err().to_string();
-        assert!(refusal.contains(name) && refusal.contains("KEYBRAKE_LEDGER=sqlite:"), "{refusal}");
+        assert!(
+            refusal.contains(name) && refusal.contains("KEYBRAKE_LEDGER=sqlite:"),
+            "{refusal}"
+        );
         assert!(!place.path().exists(), "nothing was created");
     }
     // The machine's own answer for a local directory passes.
@@ -297,7 +315,10 @@ fn a_read_only_disk_is_refused_with_what_to_set() {
         ..SqliteOptions::default()
     };
     let refusal = place.open_with(options).unwrap_err().to_string();
-    assert!(refusal.contains("read-only") && refusal.contains("KEYBRAKE_LEDGER="), "{refusal}");
+    assert!(
+        refusal.contains("read-only") && refusal.contains("KEYBRAKE_LEDGER="),
+        "{refusal}"
+    );
 }
 
 #[tokio::test]

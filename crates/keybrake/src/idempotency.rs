@@ -163,7 +163,10 @@ mod tests {
     fn helper_keys_are_what_the_docs_say() {
         // echo -n 'run_42::refund-17' | sha256sum
         let expected = hex(&Sha256::digest(b"run_42::refund-17"));
-        assert_eq!(step_key("run_42", "refund-17").unwrap(), expected.get(..48).unwrap());
+        assert_eq!(
+            step_key("run_42", "refund-17").unwrap(),
+            expected.get(..48).unwrap()
+        );
         assert!(step_key("a::b", "c").is_err());
         assert_eq!(item_key("run_42", "order-9").unwrap(), "run_42-order-9");
     }
