@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use keybrake::money::Currency;
 use keybrake::policy::{Binding, CompiledPolicy, Policy, Stage, lineage};
 use keybrake::request::Refusal;
-use keybrake::vendors::Vendors;
+use keybrake::vendors::Builtin;
 use serde_json::{Value, json};
 
 fn vectors(folder: &str) -> Vec<(PathBuf, Value)> {
@@ -46,7 +46,7 @@ fn compile(case: &Value) -> keybrake::Result<CompiledPolicy> {
     // The ledger keeps the canonical form; it must say the same.
     let again = Policy::from_json(&policy.to_json()).expect("canonical JSON is read again");
     assert_eq!(again, policy, "the canonical form says something else");
-    CompiledPolicy::compile(&policy, &Vendors)
+    CompiledPolicy::compile(&policy, &Builtin)
 }
 
 fn budgets(policy: &CompiledPolicy, case: &Value) -> Value {

@@ -166,9 +166,9 @@ impl BudgetDef {
         ))
     }
 
-    /// The budget as people read it: `stripe lineage:support-v2 usd per day`; `*` stands for all vendors.
+    /// The budget as people read it: `stripe lineage:support-v2 usd per day`, with `all` for all vendors.
     pub fn display_name(&self) -> String {
-        let vendor = self.vendor.as_deref().unwrap_or("*");
+        let vendor = self.vendor.as_deref().unwrap_or("all");
         let (scope, unit, per) = (self.scope.name(), self.unit.as_str(), self.window.as_str());
         format!("{vendor} {scope} {unit} per {per}")
     }

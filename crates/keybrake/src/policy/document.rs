@@ -23,6 +23,7 @@ pub(crate) struct Document {
     pub(crate) schema: Option<String>,
     /// Version of the format; 1 when it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::version")]
     pub(crate) v: Option<u8>,
     /// The one vendor that the key opens, such as `stripe`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,15 +60,19 @@ pub(crate) struct Document {
     pub(crate) per_customer_daily_usd_cap: Option<Dollars>,
     /// Accepted recipients per day. Not enforced yet, so refused at issue.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::count")]
     pub(crate) daily_send_cap: Option<i64>,
     /// Calls per calendar hour.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::count")]
     pub(crate) hourly_call_cap: Option<i64>,
     /// Calls per day.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::count")]
     pub(crate) daily_call_cap: Option<i64>,
     /// Calls that change something, per run.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::count")]
     pub(crate) max_write_operations_per_run: Option<i64>,
     /// What a day is in the short forms.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,6 +98,7 @@ pub(crate) struct Document {
     /// Rules on request fields: by operation (or `*` for all), then by field. By vendor first when there are
     /// several vendors.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::params")]
     pub(crate) params: Option<ByVendor<ParamRules>>,
     /// E.164 prefixes of destinations. Not enforced yet, so refused at issue.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -114,6 +120,7 @@ pub(crate) struct Document {
     pub(crate) on_repeat: Option<OnRepeat>,
     /// Costs of operations whose cost Keybrake does not know; by vendor first when there are several vendors.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::costs")]
     pub(crate) operation_costs: Option<ByVendor<BTreeMap<String, CostLine>>>,
     /// What to do when the request does not say what the call costs.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -252,12 +259,15 @@ pub(crate) struct BudgetLine {
     pub(crate) usd: Option<Dollars>,
     /// Calls of any kind.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, schema_with = "super::schema::count")]
     pub(crate) calls: Option<i64>,
     /// Calls that change something.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, schema_with = "super::schema::count")]
     pub(crate) writes: Option<i64>,
     /// Accepted recipients. Not enforced yet, so refused at issue.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, schema_with = "super::schema::count")]
     pub(crate) sends: Option<i64>,
     /// What it is cut into.
     pub(crate) per: WindowKind,

@@ -112,7 +112,8 @@ fn full(denial: &Denial) -> String {
             limit(denial.budget.as_ref(), true)
         ),
         Code::AmountOverLimit => format!(
-            "NOT DONE. Above the limit for one call: {what} was refused before it was sent; no money moved. Final for this run: do not retry, do not split the amount, do not try another tool for the same result. Tell the user."
+            "NOT DONE. Above the limit for one call: {what} was refused before it was sent; no money moved.{} Final for this run: do not retry, do not split the amount, do not try another tool for the same result. Tell the user.",
+            limit(denial.budget.as_ref(), false)
         ),
         Code::OutcomeUnknown => format!(
             "UNKNOWN. This call was sent earlier and its result is not known; it may have happened. Do not send it again. Tell the user it is being checked{}.",
@@ -201,34 +202,30 @@ fn limit(budget: Option<&BudgetView>, with_held: bool) -> String {
     let Some(budget) = budget else {
         return String::new();
     };
-    let money = budget.unit == "usd";
-    let amount = |n: i64| if money { dollars(n) } else { n.to_string() };
-    let unit = if money {
-        String::new()
-    } else {
-        format!(" {}", budget.unit)
+    let (amount, unit): (fn(i64) -> String, _) = match budget.unit.as_str() {
+        "usd" => (dollars, String::new()),
+        unit => (|count| count.to_string(), format!(" {unit}")),
     };
     let per = match budget.per.as_str() {
         "rolling_24h" => "in 24 hours".to_owned(),
         "lifetime" => "in all".to_owned(),
         other => format!("per {other}"),
     };
+    let cap = amount(budget.cap);
+    if budget.per == "call" {
+        return format!(" Limit {cap}{unit} {per}.");
+    }
     let vendor = match budget.name.split(' ').next() {
-        Some("*") | None => "all vendors",
+        Some("all" | "*") | None => "all vendors",
         Some(vendor) => vendor,
     };
-    let held = if with_held {
-        format!(", held {}", amount(budget.held))
-    } else {
-        String::new()
-    };
-    let resets = match budget.resets_at_ms {
-        Some(at) if !with_held => format!(", resets {}", minute(at)),
-        _ => String::new(),
+    let more = match budget.resets_at_ms {
+        _ if with_held => format!(", held {}", amount(budget.held)),
+        Some(at) => format!(", resets {}", minute(at)),
+        None => String::new(),
     };
     format!(
-        " Limit {}{unit} {per} ({vendor}), used {}{held}{resets}.",
-        amount(budget.cap),
+        " Limit {cap}{unit} {per} ({vendor}), used {}{more}.",
         amount(budget.used)
     )
 }
