@@ -68,43 +68,62 @@ fn pair(raw: &[u8], names: &Names) -> Result<(String, String), Refusal> {
 /// Decodes `+` and `%XX` once. `None` for raw characters that not every parser takes for themselves, bad
 /// escapes, invalid UTF-8 and NUL.
 fn decode(raw: &[u8]) -> Option<String> {
+    // Nearly everything is plain: one pass without branches, one copy.
+    if raw.iter().fold(true, |all, byte| all & is_plain(*byte)) {
+        return String::from_utf8(raw.to_vec()).ok();
+    }
     let mut out = Vec::with_capacity(raw.len());
     let mut bytes = raw.iter().copied();
     while let Some(byte) = bytes.next() {
         out.push(match byte {
             b'+' => b' ',
             b'%' => hex_pair(bytes.next()?, bytes.next()?).filter(|byte| *byte != 0)?,
-            _ if plain(byte) => byte,
+            _ if is_plain(byte) => byte,
             _ => return None,
         });
     }
     String::from_utf8(out).ok()
 }
 
+fn is_plain(byte: u8) -> bool {
+    PLAIN.get(usize::from(byte)).copied().unwrap_or(false)
+}
+
 /// Printable ASCII without separators of some parser (`; # = & \`) and without quotes, braces and the like, which
 /// every encoder escapes. Brackets stand for themselves, as the SDKs write them.
-const fn plain(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric()
-        || matches!(
-            byte,
-            b'-' | b'.'
-                | b'_'
-                | b'~'
-                | b'['
-                | b']'
-                | b'!'
-                | b'$'
-                | b'\''
-                | b'('
-                | b')'
-                | b'*'
-                | b','
-                | b':'
-                | b'@'
-                | b'/'
-                | b'?'
-        )
-}
+#[expect(
+    clippy::indexing_slicing,
+    clippy::as_conversions,
+    reason = "a constant: the compiler has run it"
+)]
+const PLAIN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0_u8;
+    while byte < 128 {
+        table[byte as usize] = byte.is_ascii_alphanumeric()
+            || matches!(
+                byte,
+                b'-' | b'.'
+                    | b'_'
+                    | b'~'
+                    | b'['
+                    | b']'
+                    | b'!'
+                    | b'$'
+                    | b'\''
+                    | b'('
+                    | b')'
+                    | b'*'
+                    | b','
+                    | b':'
+                    | b'@'
+                    | b'/'
+                    | b'?'
+            );
+        byte += 1;
+    }
+    table
+};
 
 /// The byte that two hexadecimal digits stand for.
 pub(super) fn hex_pair(high: u8, low: u8) -> Option<u8> {
@@ -175,11 +194,12 @@ pub(super) fn check_head(head: &str, bracketed: bool, names: &Names) -> Result<(
     if names.nested.contains(&head) {
         return Ok(());
     }
+    let first = folded(head).next();
     let twin = names
         .scalars
         .iter()
         .chain(names.nested)
-        .find(|name| folded(name).eq(folded(head)));
+        .find(|name| folded(name).next() == first && folded(name).eq(folded(head)));
     match twin {
         Some(name) => Err(refuse(format!(
             "{} looks like {name} and is not; write {name} exactly so",

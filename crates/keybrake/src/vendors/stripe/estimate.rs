@@ -7,7 +7,8 @@
 use serde_json::Value;
 
 use super::amount;
-use crate::money::{Currency, VendorAmount};
+use super::object::{self, number, owner};
+use crate::money::Currency;
 use crate::policy::Code;
 use crate::request::Refusal;
 use crate::request::form::{truth, whole_number};
@@ -141,7 +142,7 @@ fn is_id(id: &str) -> bool {
 
 /// What a lookup answered, for the operation that asked for it.
 pub(super) fn read_lookup(call: &Recognised, reply: &Reply) -> Result<LookupAnswer, Refusal> {
-    let object = object(reply)?;
+    let object = looked_up(reply)?;
     let answer = match call.operation.name {
         "refunds.create" => refund_answer(call, &object)?,
         "payment_intents.update" => update_answer(call, &object)?,
@@ -296,40 +297,21 @@ pub(super) fn owner_lookup(call: &Recognised) -> Option<Lookup> {
 }
 
 pub(super) fn read_owner(reply: &Reply) -> Result<Option<String>, Refusal> {
-    let object = object(reply)?;
+    let object = looked_up(reply)?;
     Ok(owner(&object).or_else(|| object.get("charge").and_then(owner)))
 }
 
-fn object(reply: &Reply) -> Result<Value, Refusal> {
+fn looked_up(reply: &Reply) -> Result<Value, Refusal> {
     if reply.status != 200 {
         return Err(unanswered(&format!("could not be read: HTTP {}", reply.status)));
     }
-    serde_json::from_slice::<Value>(&reply.body)
-        .ok()
-        .filter(Value::is_object)
-        .ok_or_else(|| unanswered("was answered with something that is not an object"))
+    object::read(&reply.body).ok_or_else(|| unanswered("was answered with something that is not an object"))
 }
 
 fn id(object: &Value) -> Result<String, Refusal> {
-    object
-        .get("id")
-        .and_then(Value::as_str)
+    object::text(object, "id")
         .map(str::to_owned)
         .ok_or_else(|| unanswered("has no id"))
-}
-
-/// The customer of an object, given as an id or expanded.
-pub(super) fn owner(object: &Value) -> Option<String> {
-    let named = |name: &str| match object.get(name)? {
-        Value::String(id) => Some(id.clone()),
-        expanded => expanded.get("id")?.as_str().map(str::to_owned),
-    };
-    named("customer").or_else(|| named("customer_account"))
-}
-
-/// A whole amount of an object; never negative.
-pub(super) fn number(object: &Value, name: &str) -> Option<i64> {
-    object.get(name)?.as_i64().filter(|minor| *minor >= 0)
 }
 
 fn left(object: &Value, total: &str, gone: &str) -> Option<i64> {
@@ -337,11 +319,7 @@ fn left(object: &Value, total: &str, gone: &str) -> Option<i64> {
 }
 
 fn currency_of(object: &Value) -> Result<Currency, Refusal> {
-    object
-        .get("currency")
-        .and_then(Value::as_str)
-        .and_then(Currency::parse)
-        .ok_or_else(|| unanswered("has no currency"))
+    object::currency(object).ok_or_else(|| unanswered("has no currency"))
 }
 
 fn currency(call: &Recognised) -> Result<Currency, Refusal> {
@@ -378,13 +356,4 @@ fn unanswered(what: &str) -> Refusal {
         Code::CostUnknown,
         format!("the object that was looked up {what}, so the cost is not known"),
     )
-}
-
-/// An amount of an object in its own currency.
-pub(super) fn amount_of(object: &Value, name: &str) -> Option<VendorAmount> {
-    let currency = object
-        .get("currency")
-        .and_then(Value::as_str)
-        .and_then(Currency::parse)?;
-    Some(amount(number(object, name)?, currency))
 }

@@ -3,8 +3,8 @@
 
 use serde_json::Value;
 
-use super::estimate::number;
-use super::read::{done, text};
+use super::object::{number, owner, text};
+use super::read::done;
 use super::table;
 use crate::vendors::{Finding, Inquiry, Outcome, Reading, Recognised, Reply, Unresolved};
 
@@ -210,7 +210,7 @@ fn found(call: &Unresolved<'_>, object: &Value) -> Finding {
         return Finding::Unclear(reason);
     }
     reading.vendor_object = text(object, "id").map(str::to_owned);
-    reading.customer = super::estimate::owner(object);
+    reading.customer = owner(object);
     Finding::Found(Box::new(reading))
 }
 

@@ -6,6 +6,7 @@
 mod currency;
 mod estimate;
 mod inquiry;
+mod object;
 mod read;
 mod recognise;
 mod reply;

@@ -8,16 +8,14 @@
 use serde_json::Value;
 
 use super::amount;
-use super::estimate::{amount_of, owner};
-use crate::money::{Currency, VendorAmount};
+use super::object::{self, amount_of, owner, text};
+use crate::money::VendorAmount;
 use crate::request::form::truth;
 use crate::vendors::{Class, Outcome, Reading, Recognised, Reply};
 
 pub(super) fn read(call: &Recognised, reply: &Reply) -> Reading {
     let replayed = reply.header("idempotent-replayed") == Some("true");
-    let body = serde_json::from_slice::<Value>(&reply.body)
-        .ok()
-        .filter(Value::is_object);
+    let body = object::read(&reply.body);
     let mut reading = match (call.operation.class, reply.status) {
         (Class::Read, _) => Reading::of(Outcome::Free),
         (_, 200..=299) => match &body {
@@ -143,7 +141,7 @@ fn charge(call: &Recognised, object: &Value) -> Reading {
         "amount"
     };
     let moved = amount_of(object, total).filter(|_| is_a(object, "charge"));
-    let (Some(moved), Some(none)) = (moved, currency_of(object).map(|c| amount(0, c))) else {
+    let (Some(moved), Some(none)) = (moved, object::currency(object).map(|c| amount(0, c))) else {
         return unknown("unreadable_reply");
     };
     let tracked = call.operation.name == "charges.capture" || !truth(call.field("capture"), true);
@@ -211,15 +209,6 @@ fn received(object: &Value) -> Option<VendorAmount> {
     }
     match text(object, "status") {
         Some("succeeded" | "requires_capture") => None,
-        _ => currency_of(object).map(|currency| amount(0, currency)),
+        _ => object::currency(object).map(|currency| amount(0, currency)),
     }
-}
-
-fn currency_of(object: &Value) -> Option<Currency> {
-    text(object, "currency").and_then(Currency::parse)
-}
-
-/// A member that is a text.
-pub(super) fn text<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
-    object.get(name)?.as_str()
 }
