@@ -143,10 +143,7 @@ impl Writer {
             {
                 group.push(next);
             }
-            group.retain(|job| !job.abandoned());
-            if !group.is_empty() {
-                self.take(group);
-            }
+            self.take(group);
         }
         self.close();
     }
@@ -203,7 +200,8 @@ impl Writer {
     fn attempt(&mut self, group: &mut [Box<dyn Job>], undoable: bool) -> Result<bool> {
         self.execute("BEGIN IMMEDIATE")?;
         let mut metas: Vec<(i64, CachedMeta)> = Vec::new();
-        for job in group {
+        // Whoever left while the guard file was another's is asked about here, not earlier.
+        for job in group.iter_mut().filter(|job| !job.abandoned()) {
             if undoable {
                 self.execute("SAVEPOINT step")?;
             }
