@@ -49,7 +49,7 @@ python: setup ## Only the Python tests; ARGS="-k fork" passes through
 	@cd python && pytest $(ARGS)
 
 examples: setup ## Run every example against the simulator
-	@cd python && pytest tests/test_examples.py
+	@cd python && pytest tests/test_docs.py
 
 bench: ## Measure authorize and settle, and governed against ungoverned calls
 	@scripts/bench

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,4 +58,5 @@ def environment(sim: Simulator, ledger: str) -> dict[str, str]:
         "KEYBRAKE_LEDGER": ledger,
         "KEYBRAKE_BASE_URL_STRIPE": sim.url,
         "STRIPE_SECRET_KEY": SECRET,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
