@@ -51,7 +51,12 @@ impl<'a> Context<'a> {
         let info = ledger.info().await?;
         self.ledger_name = Some(info.url.clone());
         if !self.json {
-            writeln!(self.io.err, "ledger {}", printable(&info.url))?;
+            let new = if info.last_seq == 0 {
+                " (empty: nothing was ever recorded in it)"
+            } else {
+                ""
+            };
+            writeln!(self.io.err, "ledger {}{new}", printable(&info.url))?;
         }
         Ok(Open { ledger, info })
     }

@@ -172,7 +172,9 @@ pub(crate) fn table(usages: &[BudgetUsage]) -> Rows {
         let resets = match (view.resets_at_ms, usage.def.window) {
             (Some(ms), _) => time(ms),
             (None, WindowKind::Rolling24h) => "rolling".to_owned(),
-            (None, _) => "never".to_owned(),
+            (None, WindowKind::Run | WindowKind::Lifetime) => "never".to_owned(),
+            // Its window begins with the first call in it.
+            (None, _) => "-".to_owned(),
         };
         let mode = if usage.livemode { "live" } else { "test" };
         rows.row([view.name.as_str(), mode, &cap, &used, &held, &left, &resets]);

@@ -34,7 +34,7 @@ fn check(context: &mut Context<'_>, file: &Path) -> Outcome {
         lineage: spends_as.clone(),
         run,
     })?;
-    let operations = allowed_operations(&policy);
+    let (writes, reads) = allowed_operations(&policy);
     let mode = if policy.observe() { "observe" } else { "enforce" };
     if context.json {
         let budgets = budgets.iter().map(|budget| {
@@ -45,7 +45,7 @@ fn check(context: &mut Context<'_>, file: &Path) -> Outcome {
         context.answer(json!({
             "ok": true, "file": file, "mode": mode, "vendors": policy.vendors(), "spends_as": spends_as,
             "per_call_ceiling_usd": policy.per_call_ceiling().map(|usd| usd.to_string()),
-            "budgets": budgets.collect::<Vec<_>>(), "operations": operations,
+            "budgets": budgets.collect::<Vec<_>>(), "writes": writes, "reads": reads,
         }))?;
         return Ok(exit::OK);
     }
@@ -59,7 +59,16 @@ fn check(context: &mut Context<'_>, file: &Path) -> Outcome {
     if let Some(ceiling) = policy.per_call_ceiling() {
         context.line(format!("  one call   at most ${ceiling}"))?;
     }
-    context.line(format!("  allows     {}", wrapped(&operations)))?;
+    if !writes.is_empty() {
+        context.line(format!("  writes     {}", few(&writes)))?;
+    }
+    if !reads.is_empty() {
+        let reads = match reads.len() {
+            0..=12 => reads.join(", "),
+            number => format!("{number} operations (see --json)"),
+        };
+        context.line(format!("  reads      {reads}"))?;
+    }
     if budgets.is_empty() {
         let headline = context.paint.yellow("no budget");
         return context
@@ -81,29 +90,31 @@ fn check(context: &mut Context<'_>, file: &Path) -> Outcome {
     Ok(exit::OK)
 }
 
-/// The known operations that the policy lets through, by vendor.
-fn allowed_operations(policy: &CompiledPolicy) -> Vec<String> {
+/// The known operations that the policy lets through, by vendor: those that change something, and reads.
+fn allowed_operations(policy: &CompiledPolicy) -> (Vec<String>, Vec<String>) {
     let several = policy.vendors().len() > 1;
-    let mut names = Vec::new();
+    let (mut writes, mut reads) = (Vec::new(), Vec::new());
     for vendor in policy.vendors() {
+        let prefix = if several {
+            format!("{vendor}:")
+        } else {
+            String::new()
+        };
         for operation in Builtin.operations(vendor) {
             if policy
                 .check_endpoint(vendor, operation.name, operation.method, operation.path)
                 .is_ok()
             {
-                let prefix = if several {
-                    format!("{vendor}:")
-                } else {
-                    String::new()
-                };
+                let names = if operation.read { &mut reads } else { &mut writes };
                 names.push(format!("{prefix}{}", operation.name));
             }
         }
     }
-    names
+    (writes, reads)
 }
 
-fn wrapped(names: &[String]) -> String {
+/// The first few names, and how many more there are.
+fn few(names: &[String]) -> String {
     match names.split_at_checked(12) {
         Some((first, rest)) if !rest.is_empty() => {
             format!("{} and {} more (see --json)", first.join(", "), rest.len())

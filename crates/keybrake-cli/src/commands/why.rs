@@ -15,7 +15,9 @@ pub(crate) async fn run(context: &mut Context<'_>, args: WhyArgs) -> Outcome {
     let open = context.open().await?;
     let subject = find(open.ledger.as_ref(), &args.subject).await?;
     let story = Audit::new(open.ledger.as_ref()).why(subject, args.limit).await?;
-    let story = story.ok_or_else(|| nothing(&args.subject))?;
+    let Some(story) = story else {
+        return without_calls(context, &open, &args.subject).await;
+    };
     if context.json {
         let answer = serde_json::to_value(&story)
             .map_err(|cause| Failure::refused(format!("the story cannot be written as JSON: {cause}")))?;
@@ -28,6 +30,46 @@ pub(crate) async fn run(context: &mut Context<'_>, args: WhyArgs) -> Outcome {
     } else {
         exit::REFUSED
     })
+}
+
+/// Whether a key or a stop names this run, though no call was made in it.
+async fn is_run(ledger: &dyn Ledger, run: &str) -> Result<bool, Failure> {
+    let stopped = ledger
+        .stops()
+        .await?
+        .iter()
+        .any(|stop| stop.scope == StopScope::Run(run.to_owned()));
+    Ok(stopped
+        || ledger
+            .keys()
+            .await?
+            .iter()
+            .any(|key| key.run.as_deref() == Some(run)))
+}
+
+/// A run that only keys or stops know of.
+async fn without_calls(context: &mut Context<'_>, open: &Open, run: &str) -> Outcome {
+    if !is_run(open.ledger.as_ref(), run).await? {
+        return Err(nothing(run));
+    }
+    let keys = open.ledger.keys().await?;
+    let keys: Vec<&str> = keys
+        .iter()
+        .filter(|key| key.run.as_deref() == Some(run))
+        .map(|key| key.id.as_str())
+        .collect();
+    if context.json {
+        let subject = Subject::Run(run.to_owned());
+        context
+            .answer(json!({"why": {"subject": subject, "steps": []}, "keys": keys, "books_agree": true}))?;
+    } else {
+        let headline = context.paint.bold(&printable(&format!("run {run}")));
+        context.line(headline)?;
+        let keys = count(u64::try_from(keys.len()).unwrap_or(u64::MAX), "key");
+        context.line(format!("  {keys}, no calls yet"))?;
+        tell_stops(context, open, run).await?;
+    }
+    Ok(exit::OK)
 }
 
 fn nothing(subject: &str) -> Failure {
@@ -53,6 +95,9 @@ async fn find(ledger: &dyn Ledger, text: &str) -> Result<Subject, Failure> {
     };
     if !ledger.events(by_call).await?.is_empty() {
         return Ok(Subject::Call(text.to_owned()));
+    }
+    if is_run(ledger, text).await? {
+        return Ok(Subject::Run(text.to_owned()));
     }
     let plausible = text.len() >= 4 && text.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
     if !plausible {
@@ -134,7 +179,9 @@ async fn tell(context: &mut Context<'_>, open: &Open, story: &Story) -> Result<(
         ))?;
     }
     tell_reasons(context, story)?;
-    tell_stops(context, open, story).await?;
+    if let Subject::Run(run) = &story.subject {
+        tell_stops(context, open, run).await?;
+    }
     tell_books(context, story)
 }
 
@@ -187,12 +234,9 @@ fn tell_reasons(context: &mut Context<'_>, story: &Story) -> Result<(), Failure>
     Ok(())
 }
 
-async fn tell_stops(context: &mut Context<'_>, open: &Open, story: &Story) -> Result<(), Failure> {
-    let Subject::Run(run) = &story.subject else {
-        return Ok(());
-    };
+async fn tell_stops(context: &mut Context<'_>, open: &Open, run: &str) -> Result<(), Failure> {
     for stop in open.ledger.stops().await? {
-        if stop.scope == StopScope::All || stop.scope == StopScope::Run(run.clone()) {
+        if stop.scope == StopScope::All || stop.scope == StopScope::Run(run.to_owned()) {
             let since = time(stop.since_ms);
             let text = format!(
                 "{} since {since} by {}: {}",

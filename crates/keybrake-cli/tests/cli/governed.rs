@@ -1,0 +1,140 @@
+//! The command beside a process that makes governed calls: same ledger file, the simulator as the vendor, and its
+//! journal as the truth.
+
+use crate::common::{self, Answer, Place, answer};
+use keybrake::policy::{Code, Policy};
+use keybrake::{Keybrake, Run, Secret};
+use keybrake_testkit::stripe::{Fault, FaultKind, MovementKind, Simulator, SimulatorOptions, TEST_SECRET};
+use serde_json::json;
+
+/// An agent's process: the engine over the place's ledger, its calls going to the simulator.
+struct Agent {
+    simulator: Simulator,
+    run: Run,
+}
+
+impl Agent {
+    async fn start(place: &Place, run: &str) -> Self {
+        let simulator = Simulator::start(SimulatorOptions::default()).unwrap();
+        let keybrake = Keybrake::builder()
+            .ledger(&place.url)
+            .secret("stripe", Secret::value(TEST_SECRET))
+            .base_url("stripe", simulator.url())
+            .build()
+            .await
+            .unwrap();
+        let policy = Policy::from_json(common::POLICY).unwrap();
+        let run = keybrake.open(policy).run(run).await.unwrap();
+        Self { simulator, run }
+    }
+
+    /// A refund of a $50 charge: the HTTP status, or the code of the denial, or `None` when the reply was lost.
+    async fn refund(&self, charge: &str) -> Result<u16, Option<Code>> {
+        let request = self
+            .run
+            .client()
+            .unwrap()
+            .post("https://api.stripe.com/v1/refunds");
+        match request.form(&[("charge", charge)]).send().await {
+            Ok(reply) => Ok(reply.status().as_u16()),
+            Err(error) => Err(keybrake::denied(&error).map(|denial| denial.code)),
+        }
+    }
+
+    fn refunded(&self) -> i64 {
+        self.simulator.moved(MovementKind::Refund, "usd")
+    }
+
+    /// The command as a second process that can ask the same vendor.
+    fn command(&self, place: &Place, arguments: &[&str]) -> Answer {
+        let mut command = place.command();
+        command
+            .env("KEYBRAKE_LEDGER", &place.url)
+            .env("KEYBRAKE_BASE_URL_STRIPE", self.simulator.url())
+            .env("STRIPE_SECRET_KEY", TEST_SECRET);
+        answer(command.args(arguments).output().unwrap())
+    }
+}
+
+#[tokio::test]
+async fn the_books_of_a_stuck_loop_equal_the_vendors_journal() {
+    let place = Place::new();
+    let agent = Agent::start(&place, "run_42").await;
+    for charge in ["ch_1", "ch_2"] {
+        assert_eq!(agent.refund(charge).await, Ok(200));
+    }
+    for _ in 0..5 {
+        assert_eq!(agent.refund("ch_3").await, Err(Some(Code::CapExceeded)));
+    }
+    assert_eq!(agent.refunded(), 10_000);
+    let spend = place.json(&["spend", "--by", "run"]);
+    let line = spend.pointer("/spend/0").unwrap();
+    assert_eq!(line.get("name").unwrap(), "run_42");
+    assert_eq!(line.get("sent_usd").unwrap(), "100.00");
+    assert_eq!(line.get("denied").unwrap(), 5);
+    let told = place.run(&["why", "run_42"]);
+    assert_eq!(told.code, 0, "{}{}", told.out, told.err);
+    assert!(
+        told.out.contains("denied x5") && told.out.contains("books agree"),
+        "{}",
+        told.out
+    );
+    assert!(told.out.contains("cap_exceeded: "), "{}", told.out);
+    assert_eq!(place.run(&["audit", "verify"]).code, 0);
+}
+
+#[tokio::test]
+async fn a_stop_from_a_second_process_ends_the_run_on_its_very_next_call() {
+    let place = Place::new();
+    let agent = Agent::start(&place, "run_42").await;
+    assert_eq!(agent.refund("ch_1").await, Ok(200));
+    let stopped = place.run(&["stop", "run_42", "--reason", "refund loop"]);
+    assert_eq!(stopped.code, 0, "{}", stopped.err);
+    assert_eq!(agent.refund("ch_2").await, Err(Some(Code::Stopped)));
+    assert_eq!(agent.refunded(), 5_000, "nothing left after the stop");
+    assert_eq!(place.run(&["resume", "run_42"]).code, 0);
+    assert_eq!(agent.refund("ch_2").await, Ok(200));
+}
+
+#[tokio::test]
+async fn reconcile_finds_what_became_of_a_lost_reply() {
+    let place = Place::new();
+    let agent = Agent::start(&place, "run_42").await;
+    let fault = Fault::new(FaultKind::DropAfterExecuting).on("POST", "/v1/refunds");
+    agent.simulator.fault(fault).unwrap();
+    assert_eq!(agent.refund("ch_1").await, Err(None));
+    assert_eq!(agent.refunded(), 5_000, "the vendor did it");
+    let holds = place.json(&["holds", "list"]);
+    assert_eq!(holds.pointer("/holds/0/state").unwrap(), "unknown", "{holds}");
+    assert_eq!(holds.pointer("/holds/0/held_usd").unwrap(), "50.00");
+
+    let writes = |agent: &Agent| {
+        agent
+            .simulator
+            .requests()
+            .iter()
+            .filter(|request| request.method == "POST")
+            .count()
+    };
+    let before = writes(&agent);
+    let found = agent.command(&place, &["--json", "reconcile"]);
+    assert_eq!(found.code, 0, "{}{}", found.out, found.err);
+    let found = found.json();
+    assert_eq!(found.get("left_open").unwrap(), 0, "{found}");
+    assert_eq!(
+        found.pointer("/calls/0/resolution").unwrap(),
+        &json!({"kind": "found", "detail": "settled"})
+    );
+    assert_eq!(writes(&agent), before, "reconciliation never sends a write");
+
+    assert_eq!(place.json(&["holds", "list"]).get("holds").unwrap(), &json!([]));
+    let row = place.json(&["audit", "list"]);
+    let row = row.pointer("/rows/0").unwrap();
+    assert_eq!(row.get("cost_usd_parsed").unwrap(), "-50.00");
+    assert_eq!(row.get("cost_source").unwrap(), "reconciled");
+    assert_eq!(place.run(&["audit", "verify"]).code, 0);
+    assert_eq!(
+        agent.command(&place, &["reconcile"]).out.trim(),
+        "no unknown calls"
+    );
+}
