@@ -174,12 +174,12 @@ fn chunk_size(line: &[u8]) -> Option<usize> {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Framing {
+pub(super) enum Framing {
     Length(usize),
     Chunked,
 }
 
-fn parse_head(head: &[u8]) -> Result<(Request, Framing), Unreadable> {
+pub(super) fn parse_head(head: &[u8]) -> Result<(Request, Framing), Unreadable> {
     let text = std::str::from_utf8(head).map_err(|_| bad("the head is not ASCII"))?;
     let text = text
         .strip_suffix("\r\n\r\n")

@@ -35,6 +35,8 @@ mod number;
 mod payment_intent;
 mod payment_intent_flow;
 mod payout;
+#[cfg(test)]
+mod properties;
 mod refund;
 mod requests;
 mod routes;
