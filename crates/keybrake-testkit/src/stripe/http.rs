@@ -5,6 +5,7 @@
 use std::io;
 
 use bytes::Bytes;
+use keybrake::clock::{Clock, SystemClock};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -301,9 +302,10 @@ impl Reply {
     /// The head as bytes, with the length of the whole body.
     pub(super) fn head(&self, keep_alive: bool, more: &[(String, String)]) -> Vec<u8> {
         let mut head = format!(
-            "HTTP/1.1 {} {}\r\nserver: keybrake-simulator\r\n",
+            "HTTP/1.1 {} {}\r\nserver: keybrake-simulator\r\ndate: {}\r\n",
             self.status,
-            reason(self.status)
+            reason(self.status),
+            date()
         );
         let fixed = self.headers.iter().map(|(name, value)| (*name, value.as_str()));
         let added = more.iter().map(|(name, value)| (name.as_str(), value.as_str()));
@@ -327,6 +329,14 @@ impl Reply {
         });
         head.into_bytes()
     }
+}
+
+/// The machine's time as HTTP writes it.
+fn date() -> String {
+    let now = jiff::Timestamp::from_millisecond(SystemClock.now_ms()).unwrap_or_default();
+    jiff::fmt::rfc2822::DateTimePrinter::new()
+        .timestamp_to_rfc9110_string(&now)
+        .unwrap_or_default()
 }
 
 /// The reason phrase of a status.

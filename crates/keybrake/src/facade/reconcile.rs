@@ -8,10 +8,13 @@ use crate::error::Result;
 use crate::idempotency;
 use crate::ledger::{HoldFilter, Reservation, State};
 use crate::policy::{CompiledPolicy, Policy};
-use crate::vendors::{self, Builtin, Finding, Inquiry, Unresolved, Vendor};
+use crate::vendors::{self, Builtin, Finding, Inquiry, Reply, Unresolved, Vendor};
 
 /// Absence is proof only so long after the last moment at which an attempt can have run.
 const MARGIN_MS: i64 = 60 * 60 * 1_000;
+/// The vendor's clock (its replies' `Date`) may differ from the ledger's by so much; beyond it a listing by time may
+/// have missed the call, and absence proves nothing. Less than the slack that listings reach further.
+const CLOCKS_AGREE_MS: i64 = 4 * 60 * 1_000;
 /// Pages of one listing that are read before the answer is "unclear".
 const MOST_PAGES: u32 = 200;
 
@@ -99,8 +102,8 @@ impl Keybrake {
             reserved_at_ms: hold.reserved_at_ms,
             not_after_ms: hold.not_after_ms,
         };
-        let finding = match self.inquire(vendor, &policy, hold, &unresolved).await? {
-            Ok(finding) => finding,
+        let (finding, vendor_ms) = match self.inquire(vendor, &policy, hold, &unresolved).await? {
+            Ok(found) => found,
             Err(reason) => return Ok(Resolution::Open(reason)),
         };
         match finding {
@@ -108,7 +111,7 @@ impl Keybrake {
                 let answer = self.brake().settle_found(hold, &policy, vendor, &reading).await?;
                 Ok(Resolution::Found(answer.state.as_str().to_owned()))
             }
-            Finding::Absent => self.absent(vendor, &policy, hold).await,
+            Finding::Absent => self.absent(vendor, &policy, hold, vendor_ms).await,
             Finding::Unclear(reason) => Ok(Resolution::Open(reason)),
             Finding::Next(_) => Ok(Resolution::Open(
                 "the listing is too long to be complete".to_owned(),
@@ -116,14 +119,14 @@ impl Keybrake {
         }
     }
 
-    /// Reads pages until one settles it.
+    /// Reads pages until one settles it; answers also the vendor's time.
     async fn inquire(
         &self,
         vendor: &'static dyn Vendor,
         policy: &CompiledPolicy,
         hold: &Reservation,
         unresolved: &Unresolved<'_>,
-    ) -> Result<Result<Finding, String>> {
+    ) -> Result<Result<(Finding, Option<i64>), String>> {
         let mut path = match vendor.inquiry(unresolved) {
             Inquiry::Object { path } | Inquiry::Listing { path } => path,
             Inquiry::None => {
@@ -147,10 +150,10 @@ impl Keybrake {
             };
             match vendor.finding(unresolved, &reply) {
                 Finding::Next(next) => path = next,
-                settled => return Ok(Ok(settled)),
+                settled => return Ok(Ok((settled, date_ms(&reply)))),
             }
         }
-        Ok(Ok(Finding::Next(path)))
+        Ok(Ok((Finding::Next(path), None)))
     }
 
     /// Absence is proof only after the deadline and a margin; on a loopback base with a test-mode secret, at the
@@ -160,12 +163,21 @@ impl Keybrake {
         vendor: &'static dyn Vendor,
         policy: &CompiledPolicy,
         hold: &Reservation,
+        vendor_ms: Option<i64>,
     ) -> Result<Resolution> {
         let simulated = self.brake().credentials().base_url(vendor.name()).is_some() && !hold.facts.livemode;
         let from = hold
             .not_after_ms
             .saturating_add(if simulated { 0 } else { MARGIN_MS });
         let now_ms = self.ledger().info().await?.now_ms;
+        let apart_ms = vendor_ms.map(|vendor_ms| vendor_ms.saturating_sub(now_ms).saturating_abs());
+        if apart_ms.is_none_or(|apart_ms| apart_ms > CLOCKS_AGREE_MS) {
+            return Ok(Resolution::Open(
+                "not in the listing, but the vendor's clock and ours are more than four minutes apart, or its reply has no \
+                 date: set the machine's clock and ask again"
+                    .to_owned(),
+            ));
+        }
         if now_ms < from || hold.state != State::Unknown {
             let seconds = from.saturating_sub(now_ms).max(0).checked_div(1_000).unwrap_or(0);
             return Ok(Resolution::Open(format!(
@@ -190,6 +202,12 @@ impl Keybrake {
             &self.brake().keys().vendor_key(&identity.id, hold.generation),
         ))
     }
+}
+
+/// A reply's `Date`, Unix milliseconds.
+fn date_ms(reply: &Reply) -> Option<i64> {
+    let date = jiff::fmt::rfc2822::parse(reply.header("date")?).ok()?;
+    Some(date.timestamp().as_millisecond())
 }
 
 fn compiled(policy_json: &str) -> Option<CompiledPolicy> {

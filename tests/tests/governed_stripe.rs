@@ -1,0 +1,458 @@
+//! Whole governed calls against the Stripe simulator, whose journal is the truth.
+
+use keybrake::brake::{CallContext, KeyOrigin};
+use keybrake::ledger::{AdminNote, HoldFilter, State, StopScope};
+use keybrake::policy::Code;
+use keybrake_testkit::stripe::{Fault, FaultKind};
+use keybrake_tests::{World, post};
+use serde_json::json;
+
+fn refunds(cap: i64) -> serde_json::Value {
+    json!({"vendor": "stripe", "label": "support", "daily_usd_cap": cap, "allowed_endpoints": ["refunds.create", "reads"]})
+}
+
+#[tokio::test]
+async fn a_stuck_refund_loop_stops_at_its_cap() {
+    let world = World::new(refunds(120)).await;
+    let mut refused = None;
+    for n in 1..=6 {
+        let ended = world
+            .step(&format!("refund-{n}"), "/v1/refunds", &format!("charge=ch_{n}"))
+            .await;
+        if ended.denial.is_some() {
+            refused = ended.denial;
+            break;
+        }
+        assert_eq!(ended.status, 200, "{ended:?}");
+    }
+    let denial = refused.unwrap();
+    assert_eq!(denial.code, Code::CapExceeded);
+    assert_eq!(denial.requested_micros, Some(50_000_000));
+    assert_eq!(world.refunded(), 10_000, "two refunds of $50 fit under $120");
+    assert_eq!(world.budget().await, (100_000_000, 0));
+    world.verify().await;
+}
+
+#[tokio::test]
+async fn the_amount_is_looked_up_and_pinned() {
+    let world = World::new(refunds(500)).await;
+    world.post("/v1/refunds", "charge=ch_1").await.id();
+    let sent: Vec<_> = world.stripe.requests();
+    assert_eq!(sent.iter().filter(|request| request.method == "GET").count(), 1);
+    assert_eq!(world.refunded(), 5_000);
+}
+
+#[tokio::test]
+async fn lesson_14_and_20_the_same_refund_again_is_replayed_and_visible() {
+    let world = World::new(refunds(500)).await;
+    let first = world.post("/v1/refunds", "charge=ch_1&amount=2000").await;
+    for _ in 0..5 {
+        let again = world.post("/v1/refunds", "charge=ch_1&amount=2000").await;
+        assert_eq!(again.id(), first.id());
+        assert!(again.record.replayed);
+        assert_eq!(again.record.verdict, "replayed");
+    }
+    assert_eq!(
+        world.refunded(),
+        2_000,
+        "a tool that charges and then raises, run six times, moves money once"
+    );
+    assert_eq!(world.budget().await, (20_000_000, 0));
+}
+
+#[tokio::test]
+async fn scenario_12_same_twenty_dollars_twice() {
+    let world = World::new(refunds(500)).await;
+    world
+        .step("order-1", "/v1/refunds", "charge=ch_1&amount=2000")
+        .await
+        .id();
+    world
+        .step("order-2", "/v1/refunds", "charge=ch_1&amount=2000")
+        .await
+        .id();
+    assert_eq!(world.refunded(), 4_000, "two orders with steps are two refunds");
+    // A timeout followed by the model's new tool call is one refund.
+    world
+        .stripe
+        .fault(Fault::new(FaultKind::DropAfterExecuting).on("POST", "/v1/refunds"))
+        .unwrap();
+    let lost = world
+        .step("tool-call-1", "/v1/refunds", "charge=ch_2&amount=2000")
+        .await;
+    assert_eq!(lost.status, 0);
+    assert_eq!(lost.record.state, Some(State::Unknown));
+    let again = world
+        .step("tool-call-2", "/v1/refunds", "charge=ch_2&amount=2000")
+        .await;
+    again.id();
+    assert_eq!(world.refunded(), 6_000);
+    assert_eq!(world.budget().await, (60_000_000, 0));
+    world.verify().await;
+}
+
+#[tokio::test]
+async fn scenario_02_joined_429() {
+    let world = World::new(refunds(500)).await;
+    world
+        .stripe
+        .fault(Fault::new(FaultKind::DropAfterExecuting).on("POST", "/v1/refunds"))
+        .unwrap();
+    world.post("/v1/refunds", "charge=ch_1&amount=2000").await;
+    world
+        .stripe
+        .fault(Fault::new(FaultKind::RateLimit).on("POST", "/v1/refunds"))
+        .unwrap();
+    let joined = world.post("/v1/refunds", "charge=ch_1&amount=2000").await;
+    assert_eq!(joined.status, 429);
+    assert!(
+        joined.denial.is_none(),
+        "a vendor's own 429 passes through and is told apart"
+    );
+    assert_eq!(
+        world.budget().await,
+        (0, 20_000_000),
+        "the first attempt may have happened: the hold stays"
+    );
+    assert_eq!(world.reconcile().await, 0);
+    assert_eq!(world.budget().await, (20_000_000, 0));
+    assert_eq!(world.refunded(), 2_000);
+}
+
+#[tokio::test]
+async fn scenario_03_replay_confirms() {
+    let world = World::new(refunds(500)).await;
+    world
+        .stripe
+        .fault(Fault::new(FaultKind::DropAfterExecuting).on("POST", "/v1/refunds"))
+        .unwrap();
+    world.post("/v1/refunds", "charge=ch_1&amount=2000").await;
+    let again = world.post("/v1/refunds", "charge=ch_1&amount=2000").await;
+    assert_eq!(again.status, 200);
+    assert_eq!(world.refunded(), 2_000);
+    assert_eq!(world.budget().await, (20_000_000, 0), "settled once");
+}
+
+#[tokio::test]
+async fn scenario_04_cheap_create_dear_update() {
+    let policy = json!({"vendor": "stripe", "daily_usd_cap": 1000, "allowed_endpoints": ["payment_intents.create",
+        "payment_intents.update", "payment_intents.confirm", "payment_intents.capture", "payment_intents.cancel"]});
+    let world = World::new(policy).await;
+    let id = world
+        .post(
+            "/v1/payment_intents",
+            "amount=100&currency=usd&payment_method=pm_card_visa",
+        )
+        .await
+        .id();
+    assert_eq!(world.budget().await, (0, 1_000_000));
+    let update = world
+        .post(&format!("/v1/payment_intents/{id}"), "amount=500000")
+        .await;
+    assert_eq!(
+        update.code(),
+        Some(Code::CapExceeded),
+        "the update raises it to $5,000"
+    );
+    let update = world
+        .post(&format!("/v1/payment_intents/{id}"), "amount=10000")
+        .await;
+    assert_eq!(update.status, 200, "{update:?}");
+    assert_eq!(
+        world.budget().await,
+        (0, 100_000_000),
+        "only what the new total adds is reserved"
+    );
+    let confirm = world.post(&format!("/v1/payment_intents/{id}/confirm"), "").await;
+    assert_eq!(confirm.status, 200, "{confirm:?}");
+    assert_eq!(world.charged(), 10_000);
+    assert_eq!(
+        world.budget().await,
+        (100_000_000, 0),
+        "create, update and confirm of $100 count $100"
+    );
+    world.verify().await;
+}
+
+#[tokio::test]
+async fn a_decline_frees_the_next_attempt() {
+    let policy =
+        json!({"vendor": "stripe", "daily_usd_cap": 100, "allowed_endpoints": ["payment_intents.create"]});
+    let world = World::new(policy).await;
+    let declined = world
+        .step(
+            "order-1",
+            "/v1/payment_intents",
+            "amount=9000&currency=usd&confirm=true&payment_method=pm_card_chargeDeclined",
+        )
+        .await;
+    assert_eq!(declined.status, 402, "{declined:?}");
+    assert_eq!(world.budget().await, (0, 0));
+    let paid = world
+        .step(
+            "order-1",
+            "/v1/payment_intents",
+            "amount=9000&currency=usd&confirm=true&payment_method=pm_card_visa",
+        )
+        .await;
+    assert_eq!(paid.status, 200, "{paid:?}");
+    assert_eq!(world.charged(), 9_000);
+}
+
+#[tokio::test]
+async fn stop_from_elsewhere_ends_the_run_on_its_next_call() {
+    let world = World::new(refunds(500)).await;
+    world.post("/v1/refunds", "charge=ch_1&amount=100").await.id();
+    let admin = AdminNote {
+        by: "oncall".to_owned(),
+        reason: "loop".to_owned(),
+    };
+    world
+        .kb
+        .stop(StopScope::Run("run_1".to_owned()), admin.clone())
+        .await
+        .unwrap();
+    let sent = world.stripe.request_count();
+    let refused = world.post("/v1/refunds", "charge=ch_2&amount=100").await;
+    assert_eq!((refused.code(), refused.status), (Some(Code::Stopped), 403));
+    assert_eq!(refused.denial.unwrap().stop.unwrap().by, "oncall");
+    assert_eq!(world.stripe.request_count(), sent, "nothing left the process");
+    let other = world.issue(refunds(500), "run_2").await;
+    let context = CallContext {
+        key_origin: KeyOrigin::Generated,
+        ..Default::default()
+    };
+    let ended = world
+        .call(&other, post("/v1/refunds", "charge=ch_3&amount=100"), context)
+        .await;
+    assert_eq!(ended.status, 200, "another run is untouched");
+    world
+        .kb
+        .resume(&StopScope::Run("run_1".to_owned()), admin)
+        .await
+        .unwrap();
+    world.post("/v1/refunds", "charge=ch_2&amount=100").await.id();
+}
+
+#[tokio::test]
+async fn scenario_17_stripe_down_for_ten_minutes() {
+    let world = World::new(refunds(500)).await;
+    world
+        .stripe
+        .fault(
+            Fault::new(FaultKind::DropAfterExecuting)
+                .on("POST", "/v1/refunds")
+                .times(3),
+        )
+        .unwrap();
+    for n in 1..=3 {
+        world
+            .step(
+                &format!("s{n}"),
+                "/v1/refunds",
+                &format!("charge=ch_{n}&amount=1000"),
+            )
+            .await;
+    }
+    world
+        .stripe
+        .fault(
+            Fault::new(FaultKind::DropBefore)
+                .on("POST", "/v1/refunds")
+                .times(2),
+        )
+        .unwrap();
+    for n in 4..=5 {
+        world
+            .step(
+                &format!("s{n}"),
+                "/v1/refunds",
+                &format!("charge=ch_{n}&amount=1000"),
+            )
+            .await;
+    }
+    assert_eq!(world.budget().await, (0, 50_000_000));
+    let before = world
+        .stripe
+        .requests()
+        .iter()
+        .filter(|request| request.method == "POST")
+        .count();
+    assert_eq!(world.reconcile().await, 0);
+    let after = world
+        .stripe
+        .requests()
+        .iter()
+        .filter(|request| request.method == "POST")
+        .count();
+    assert_eq!(after, before, "reconciliation never sends a write");
+    assert_eq!(world.refunded(), 3_000);
+    assert_eq!(
+        world.budget().await,
+        (30_000_000, 0),
+        "the books equal the journal"
+    );
+    world.verify().await;
+}
+
+#[tokio::test]
+async fn absence_proves_nothing_when_the_clocks_disagree() {
+    let world = World::new(refunds(500)).await;
+    world
+        .stripe
+        .fault(Fault::new(FaultKind::DropAfterExecuting).on("POST", "/v1/refunds"))
+        .unwrap();
+    world.clock.advance_ms(3_600_000);
+    world.post("/v1/refunds", "charge=ch_1&amount=2000").await;
+    assert_eq!(
+        world.reconcile().await,
+        1,
+        "an hour ahead of the vendor: the listing looked at the wrong hour"
+    );
+    assert_eq!(world.budget().await, (0, 20_000_000));
+}
+
+#[tokio::test]
+async fn fifty_at_once_never_pass_the_cap() {
+    let world = std::sync::Arc::new(World::new(refunds(50)).await);
+    let tasks: Vec<_> = (0..50)
+        .map(|n| {
+            let world = world.clone();
+            tokio::spawn(async move {
+                let charge = n % 6 + 1;
+                world
+                    .step(
+                        &format!("s{n}"),
+                        "/v1/refunds",
+                        &format!("charge=ch_{charge}&amount=400"),
+                    )
+                    .await
+                    .status
+            })
+        })
+        .collect();
+    let mut done = 0;
+    for task in tasks {
+        if task.await.unwrap() == 200 {
+            done += 1;
+        }
+    }
+    assert_eq!(done, 12, "twelve refunds of $4 fit under $50");
+    assert_eq!(world.refunded(), 4_800);
+    assert_eq!(world.budget().await, (48_000_000, 0));
+    world.verify().await;
+}
+
+#[tokio::test]
+async fn refusals_send_nothing_and_hold_nothing() {
+    let world = World::new(refunds(500)).await;
+    let sent = world.stripe.request_count();
+    let cases = [
+        (
+            post("/v1/payouts", "amount=100&currency=usd"),
+            Code::EndpointNotAllowed,
+        ),
+        (
+            post("/v1/refunds/../payouts", "amount=100"),
+            Code::EndpointNotAllowed,
+        ),
+        (
+            post("/v1/refunds", "charge=ch_1&amount=100&amount=1"),
+            Code::RequestMalformed,
+        ),
+        (
+            post("/v1/refunds", "charge=ch_1&[amount]=100"),
+            Code::RequestMalformed,
+        ),
+        (
+            post("/v1/refunds", "charge=ch_1&amount=%2B5"),
+            Code::RequestMalformed,
+        ),
+    ];
+    for (call, code) in cases {
+        let shown = format!("{call:?}");
+        let context = CallContext {
+            key_origin: KeyOrigin::Generated,
+            ..Default::default()
+        };
+        let ended = world.call(&world.key, call, context).await;
+        assert_eq!(ended.code(), Some(code), "{shown}: {ended:?}");
+    }
+    let mut foreign = post("/v1/refunds", "charge=ch_1");
+    foreign.url = "https://api.stripe.com\\@evil.example/v1/refunds".to_owned();
+    let ended = world.call(&world.key, foreign, CallContext::default()).await;
+    assert_eq!(ended.code(), Some(Code::VendorNotAllowed));
+    assert_eq!(world.stripe.request_count(), sent, "nothing left the process");
+    assert!(world.kb.holds(HoldFilter::default()).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_raw_vendor_secret_is_key_unknown_and_never_sent_or_shown() {
+    let world = World::new(refunds(500)).await;
+    let mut call = post("/v1/refunds", "charge=ch_1");
+    call.headers.push((
+        "Authorization".to_owned(),
+        "Bearer sk_live_secretsecret".to_owned(),
+    ));
+    let answer = world
+        .kb
+        .shell()
+        .send(call, CallContext::default(), std::time::Duration::ZERO)
+        .await
+        .unwrap();
+    let shown = format!("{answer:?}");
+    let ended = keybrake_tests::ended(answer);
+    assert_eq!((ended.code(), ended.status), (Some(Code::KeyUnknown), 401));
+    assert!(!shown.contains("secretsecret"));
+    assert_eq!(world.stripe.request_count(), 0);
+}
+
+#[tokio::test]
+async fn scenario_21_observe_child_under_an_enforcing_parent() {
+    let world = World::new(refunds(30)).await;
+    let child = json!({"vendor": "stripe", "label": "child", "mode": "observe", "daily_usd_cap": 1, "parent": world.key.id,
+        "allowed_endpoints": ["refunds.create"]});
+    let child = world.issue(child, "run_1").await;
+    let context = CallContext {
+        key_origin: KeyOrigin::Generated,
+        ..Default::default()
+    };
+    let first = world
+        .call(
+            &child,
+            post("/v1/refunds", "charge=ch_1&amount=2000"),
+            context.clone(),
+        )
+        .await;
+    assert_eq!(first.status, 200, "its own cap of $1 only observes: {first:?}");
+    let second = world
+        .call(&child, post("/v1/refunds", "charge=ch_2&amount=2000"), context)
+        .await;
+    assert_eq!(
+        second.code(),
+        Some(Code::CapExceeded),
+        "the parent's cap of $30 enforces"
+    );
+    assert_eq!(world.refunded(), 2_000);
+}
+
+#[tokio::test]
+async fn scenario_18_a_callers_own_key_is_forwarded_untagged() {
+    let world = World::new(refunds(500)).await;
+    let mut call = post("/v1/refunds", "charge=ch_1&amount=100");
+    call.headers.retain(|(name, _)| name != "Idempotency-Key");
+    call.headers
+        .push(("Idempotency-Key".to_owned(), "my-own-key".to_owned()));
+    let ended = world.call(&world.key, call, CallContext::default()).await;
+    assert_eq!(ended.json.get("metadata"), Some(&json!({})), "{ended:?}");
+    let posts: Vec<_> = world
+        .stripe
+        .requests()
+        .into_iter()
+        .filter(|request| request.method == "POST")
+        .collect();
+    assert_eq!(
+        posts.last().unwrap().idempotency_key.as_deref(),
+        Some("my-own-key")
+    );
+}
