@@ -17,6 +17,7 @@
 
 pub mod invariants;
 pub mod lessons;
+mod model;
 pub mod scenarios;
 mod world;
 
@@ -26,6 +27,7 @@ use async_trait::async_trait;
 use keybrake::clock::ManualClock;
 use keybrake::ledger::{Ledger, MemoryLedger};
 
+pub use model::agrees_with_the_model;
 pub use world::{Call, Key, World, dollars};
 
 /// How a backend makes ledgers for the suite.
@@ -33,6 +35,11 @@ pub use world::{Call, Key, World, dollars};
 pub trait Fresh: Send + Sync {
     /// A new, empty ledger on this clock, and whatever must live as long as it does.
     async fn fresh(&self, clock: Arc<ManualClock>) -> Box<dyn Opened>;
+
+    /// How many random sequences the model test runs when nothing else is said.
+    fn model_cases(&self) -> u32 {
+        400
+    }
 }
 
 /// A ledger that a backend has made.
@@ -151,6 +158,13 @@ macro_rules! conformance_cases {
         mod $backend {
             #[expect(unused_imports, reason = "the backend's type may stand beside the macro or come by path")]
             use super::*;
+
+            #[test]
+            fn agrees_with_the_model() {
+                let cases = $crate::conformance::Fresh::model_cases(&$fresh);
+                $crate::conformance::agrees_with_the_model(&$fresh, cases);
+            }
+
             $($(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $case() {

@@ -269,6 +269,8 @@ impl World {
     /// What every case ends with: events without gaps, in time, adding up to the counters, and open holds
     /// adding up to what is held.
     pub async fn books_agree(&self) {
+        // First, because listing holds looks at deadlines.
+        let open = self.open().await;
         let report = match self.ledger.verify().await {
             Ok(report) => report,
             // A case may end on a clock that is not accepted.
@@ -288,7 +290,6 @@ impl World {
             at_ms = event.at_ms;
             held += event.deltas.iter().map(|delta| delta.held).sum::<i64>();
         }
-        let open = self.open().await;
         let listed: i64 = open
             .iter()
             .flat_map(|call| &call.charges)
@@ -411,6 +412,21 @@ impl Call {
             identity.caller_key = Some(key.to_owned());
         }
         call
+    }
+
+    /// Identified by a key that the SDK generated: attempts of one transport only.
+    #[must_use]
+    pub fn transport(self, id: &str) -> Self {
+        self.identified(IdentityKind::Transport, id)
+    }
+
+    /// With how long the identity is remembered.
+    #[must_use]
+    pub fn remembered_for_ms(mut self, remember_ms: i64) -> Self {
+        if let Some(identity) = &mut self.identity {
+            identity.remember_ms = remember_ms;
+        }
+        self
     }
 
     fn identified(mut self, kind: IdentityKind, discriminator: &str) -> Self {

@@ -35,13 +35,17 @@ pub fn issue_key(store: &mut dyn Store, clock_ms: i64, issue: &IssueKey) -> Resu
     if let Some(lifetime_ms) = issue.expires_in_ms {
         key.expires_at_ms = step.now_ms.saturating_add(lifetime_ms);
     }
-    inherit(&mut step, &mut key)?;
+    let inherited = inherit(&mut step, &mut key)?;
     if key.expires_at_ms <= step.now_ms {
         return Err(Error::policy(
             "the key would have expired before it was issued: expires_in, expires_at",
         ));
     }
+    // Only its own budgets are compared with those that exist: an ancestor's cap may have been changed since.
     attach(&mut step, &key.budgets)?;
+    for budget in inherited {
+        add_ref(&mut key.budgets, budget);
+    }
     check_groups(&mut step, &key, &issue.attribution_only)?;
     step.store.put_key_state(
         &key.id,
@@ -130,9 +134,11 @@ pub(super) fn check_def(def: &BudgetDef) -> Result<()> {
     Ok(())
 }
 
-/// The parent's budgets are the child's, its end is the child's at the latest, and it must be open.
-fn inherit(step: &mut Step<'_>, key: &mut KeyRecord) -> Result<()> {
+/// The ancestors' budgets, which are the child's too. Their end is the child's at the latest, and they must be
+/// open.
+fn inherit(step: &mut Step<'_>, key: &mut KeyRecord) -> Result<Vec<BudgetRef>> {
     let now_ms = step.now_ms;
+    let mut inherited = Vec::new();
     for ancestor in key.ancestors.clone() {
         let (Some(record), Some(state)) = (
             step.store.key_record(&ancestor)?,
@@ -148,11 +154,9 @@ fn inherit(step: &mut Step<'_>, key: &mut KeyRecord) -> Result<()> {
             )));
         }
         key.expires_at_ms = key.expires_at_ms.min(state.expires_at_ms);
-        for budget in record.budgets {
-            add_ref(&mut key.budgets, budget);
-        }
+        inherited.extend(record.budgets);
     }
-    Ok(())
+    Ok(inherited)
 }
 
 /// Adds a budget to a key's, or tightens the one that is there: the lower limit, and enforced if either is.

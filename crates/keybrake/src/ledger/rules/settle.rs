@@ -53,6 +53,17 @@ struct Outcome {
 }
 
 fn apply(step: &mut Step<'_>, mut call: Reservation, settlement: &Settlement) -> Result<SettleAnswer> {
+    // A call belongs to one object for good; what another shows is not about it.
+    let mut without_object = None;
+    if let (Some(seen), Some(own)) = (&settlement.object, &call.object)
+        && *own != seen.object
+    {
+        without_object = Some(Settlement {
+            object: None,
+            ..settlement.clone()
+        });
+    }
+    let settlement = without_object.as_ref().unwrap_or(settlement);
     let kind = settlement.proof.kind();
     let applied = call
         .applied
@@ -73,12 +84,7 @@ fn apply(step: &mut Step<'_>, mut call: Reservation, settlement: &Settlement) ->
     let before = (call.state, call.holds_something());
     let mut outcome = outcome(step, &mut call, settlement, effect, from)?;
     let mut deltas = Vec::new();
-    // A call belongs to one object for good.
-    let seen = settlement
-        .object
-        .as_ref()
-        .filter(|seen| call.object.as_ref().is_none_or(|own| *own == seen.object));
-    match seen {
+    match &settlement.object {
         Some(seen) => {
             let allocation = object::allocate(step, &call, outcome.share, seen)?;
             call.object = Some(seen.object.clone());
