@@ -158,7 +158,12 @@ impl World {
 
     /// Used and held of the key's first budget, in micro-USD or counts.
     pub async fn budget(&self) -> (i64, i64) {
-        let usage = self.kb.usage(&self.key.id).await.unwrap();
+        self.budget_of(&self.key.id).await
+    }
+
+    /// The same of another key.
+    pub async fn budget_of(&self, key_id: &str) -> (i64, i64) {
+        let usage = self.kb.usage(key_id).await.unwrap();
         let view = usage
             .iter()
             .find(|budget| !budget.livemode)

@@ -223,19 +223,25 @@ impl Drop for Guard {
     }
 }
 
-/// A client that sends nothing by itself: the base that [`Enforcement`] is attached to.
-pub(crate) fn idle_client() -> Result<reqwest::Client> {
+/// A client to build on: `ClientBuilder::new(base_client()?).with(retry).with(run.enforcement())`. It sends nothing by
+/// itself, since [`Enforcement`] sends.
+///
+/// # Errors
+/// `Config` when no HTTP client can be made on this machine.
+pub fn base_client() -> Result<reqwest::Client> {
     http::build(false)
 }
 
-/// The denial inside a `reqwest_middleware` error, if it is one of ours.
+/// The denial inside a `reqwest_middleware` error, however many layers (a retry layer, say) wrapped it; `None` if it is
+/// not one of ours.
 pub fn denied(error: &reqwest_middleware::Error) -> Option<&Denial> {
-    match error {
-        reqwest_middleware::Error::Middleware(inner) => {
-            inner.downcast_ref::<Denied>().map(|denied| &denied.0)
-        }
-        reqwest_middleware::Error::Reqwest(_) => None,
-    }
+    let reqwest_middleware::Error::Middleware(inner) = error else {
+        return None;
+    };
+    inner.chain().find_map(|cause| {
+        let own = cause.downcast_ref::<Denied>().map(|denied| &denied.0);
+        own.or_else(|| cause.downcast_ref::<reqwest_middleware::Error>().and_then(denied))
+    })
 }
 
 /// A denial as an error, for callers that work with `Result`.

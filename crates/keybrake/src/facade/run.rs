@@ -90,7 +90,7 @@ impl Run {
     /// # Errors
     /// As [`Run::client`].
     pub fn client_with_wait(&self, wait: Duration) -> Result<reqwest_middleware::ClientWithMiddleware> {
-        let inner = crate::client::idle_client()?;
+        let inner = crate::client::base_client()?;
         Ok(reqwest_middleware::ClientBuilder::new(inner)
             .with(self.enforcement().with_wait(wait))
             .build())
