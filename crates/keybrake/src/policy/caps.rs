@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::budget::{BudgetDef, Scope, Unit, WindowKind};
-use super::document::{BudgetLine, DayWindow, Document};
+use super::document::Document;
+use super::lines::BudgetLine;
+use super::options::DayWindow;
 use super::reader::validate_id;
 use crate::error::{Error, Result};
 use crate::money::Usd;

@@ -14,11 +14,15 @@ mod document;
 mod endpoint;
 mod explain;
 mod file;
+mod lines;
 mod narrow;
+mod options;
 mod reader;
 mod rule;
 mod schema;
 mod source;
+#[cfg(test)]
+mod tests;
 pub mod verdict;
 pub mod window;
 pub mod words;
@@ -27,9 +31,9 @@ pub use budget::{BudgetDef, BudgetId, BudgetRef, OnRepeat, Scope, Unit, Window, 
 pub use catalogue::{Catalogue, OperationInfo};
 pub use compile::{Binding, lineage};
 pub use compiled::{CompiledPolicy, Lifetime, OperationCost};
-pub use document::{CallerKeys, CountIntents, Idempotency, UnknownCost};
 pub use explain::{Explanation, Question, Step};
 pub use file::Policy;
+pub use options::{CallerKeys, CountIntents, Idempotency, UnknownCost};
 pub use reader::validate_id;
 pub use rule::Stage;
 pub use schema::schema;

@@ -6,8 +6,9 @@ use serde_json::Value;
 use super::budget::OnRepeat;
 use super::caps::{Line, lines};
 use super::compile::vendor_names;
-use super::document::{CountIntents, Document, Idempotency, Mode, ModelDetail, UnknownCost};
+use super::document::Document;
 use super::file::Policy;
+use super::options::{CountIntents, Idempotency, Mode, ModelDetail, UnknownCost};
 use crate::error::{Error, Result};
 
 impl Policy {

@@ -3,7 +3,8 @@
 
 use regex_lite::Regex;
 
-use super::document::{ParamRules, RuleLine};
+use super::document::ParamRules;
+use super::lines::RuleLine;
 use super::reader::{did_you_mean, nearest};
 use crate::error::{Error, Result};
 

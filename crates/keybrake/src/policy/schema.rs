@@ -4,7 +4,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::Value;
 
 use super::amounts::Dollars;
-use super::document::{CostLine, Document, RuleLine};
+use super::document::Document;
+use super::lines::{CostLine, RuleLine};
 
 /// The JSON Schema (draft 2020-12) of a policy document.
 ///
