@@ -149,7 +149,7 @@ async fn scenario_11_nothing_is_granted_once_a_file_was_taken_away() {
 #[derive(Debug)]
 struct Platter {
     machine: PathBuf,
-    platter: PathBuf,
+    keeps: PathBuf,
     /// Bytes of the log at the last flush.
     flushed: Mutex<u64>,
 }
@@ -161,7 +161,7 @@ impl Disk for Platter {
 
     fn flush(&self, wal: &File) -> std::io::Result<()> {
         for file in ["spend.db", "spend.db-wal", "spend.db.key"] {
-            let to = self.platter.join(file);
+            let to = self.keeps.join(file);
             std::fs::copy(self.machine.join(file), &to)?;
         }
         *self.flushed.lock().unwrap() = wal.metadata()?.len();
@@ -173,17 +173,14 @@ impl Disk for Platter {
 fn after_the_cut(disk: &Platter, torn: u64) -> TempDir {
     let found = tempfile::tempdir().unwrap();
     for file in ["spend.db", "spend.db-wal", "spend.db.key"] {
-        std::fs::copy(disk.platter.join(file), found.path().join(file)).unwrap();
+        std::fs::copy(disk.keeps.join(file), found.path().join(file)).unwrap();
     }
     let log = std::fs::read(disk.machine.join("spend.db-wal")).unwrap();
     let flushed = *disk.flushed.lock().unwrap();
     let end = usize::try_from(flushed + torn).unwrap().min(log.len());
     let mut kept = std::fs::read(found.path().join("spend.db-wal")).unwrap();
-    let from = kept.len();
-    if end > from {
-        kept.extend_from_slice(&log[from..end]);
-        std::fs::write(found.path().join("spend.db-wal"), kept).unwrap();
-    }
+    kept.extend_from_slice(log.get(kept.len()..end).unwrap_or_default());
+    std::fs::write(found.path().join("spend.db-wal"), kept).unwrap();
     found
 }
 
@@ -192,7 +189,7 @@ async fn scenario_11_a_power_cut_after_a_permit_leaves_its_hold() {
     let (machine, platter) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let disk = Arc::new(Platter {
         machine: machine.path().to_path_buf(),
-        platter: platter.path().to_path_buf(),
+        keeps: platter.path().to_path_buf(),
         flushed: Mutex::new(0),
     });
     let options = SqliteOptions {
@@ -233,7 +230,7 @@ async fn stops_and_keys_survive_a_power_cut_too() {
     let (machine, platter) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let disk = Arc::new(Platter {
         machine: machine.path().to_path_buf(),
-        platter: platter.path().to_path_buf(),
+        keeps: platter.path().to_path_buf(),
         flushed: Mutex::new(0),
     });
     let options = SqliteOptions {

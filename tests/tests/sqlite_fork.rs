@@ -1,5 +1,9 @@
 //! A process that opened the ledger and then forks, as pre-forking servers do: children go on with the same handle.
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a failed unwrap is a failed test"
+)]
 
 use std::path::Path;
 use std::sync::Arc;
