@@ -28,10 +28,9 @@ pub(crate) async fn run(context: &mut Context<'_>, args: SpendArgs) -> Outcome {
         ..RowFilter::default()
     };
     let audit = Audit::new(open.ledger.as_ref());
-    let mut lines = audit.spend(filter.clone(), by).await?;
+    let (mut lines, outlook) = audit.spend_and_outlook(filter, by, open.info.now_ms).await?;
     let left_out = lines.len().saturating_sub(args.limit);
     lines.truncate(args.limit);
-    let outlook = audit.outlook(filter, open.info.now_ms).await?;
     if context.json {
         context.answer(json!({"by": by, "spend": lines, "left_out": left_out, "outlook": outlook}))?;
         return Ok(exit::OK);

@@ -93,8 +93,9 @@ async fn find(ledger: &dyn Ledger, text: &str) -> Result<Subject, Failure> {
         limit: 1,
         ..EventFilter::default()
     };
-    if !ledger.events(by_call).await?.is_empty() {
-        return Ok(Subject::Call(text.to_owned()));
+    // A call that joined an earlier one is told with it.
+    if let Some(event) = ledger.events(by_call).await?.into_iter().next() {
+        return Ok(Subject::Call(event.call_id.unwrap_or_else(|| text.to_owned())));
     }
     if is_run(ledger, text).await? {
         return Ok(Subject::Run(text.to_owned()));

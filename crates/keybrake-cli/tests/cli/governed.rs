@@ -138,3 +138,28 @@ async fn reconcile_finds_what_became_of_a_lost_reply() {
         "no unknown calls"
     );
 }
+
+#[tokio::test]
+async fn a_retry_that_joined_has_a_row_of_its_own_and_is_told_with_the_first() {
+    let place = Place::new();
+    let agent = Agent::start(&place, "run_42").await;
+    let fault = Fault::new(FaultKind::DropAfterExecuting).on("POST", "/v1/refunds");
+    agent.simulator.fault(fault).unwrap();
+    assert_eq!(agent.refund("ch_1").await, Err(None));
+    assert_eq!(agent.refund("ch_1").await, Ok(200));
+    assert_eq!(agent.refunded(), 5_000, "one refund");
+    let rows = place.json(&["audit", "list"]);
+    let rows = rows.get("rows").and_then(|rows| rows.as_array()).unwrap();
+    let [first, second] = rows.as_slice() else {
+        panic!("{rows:?}");
+    };
+    assert_eq!(first.get("cost_usd_parsed").unwrap(), "-50.00");
+    assert_eq!(second.get("cost_usd_parsed").unwrap(), &json!(null));
+    let (first, joined) = (first.get("call_id").unwrap(), second.get("call_id").unwrap());
+    assert_eq!(second.pointer("/metadata/joined").unwrap(), first);
+    let told = place.json(&["why", joined.as_str().unwrap()]);
+    assert_eq!(told.pointer("/why/subject/call").unwrap(), first);
+    assert_eq!(told.pointer("/why/spent_usd").unwrap(), "50.00");
+    let by_end = place.json(&["why", joined.as_str().unwrap().get(28..).unwrap()]);
+    assert_eq!(by_end.pointer("/why/subject/call").unwrap(), first);
+}

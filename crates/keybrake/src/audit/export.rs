@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::str::FromStr;
 
-use super::query::Rows;
 use super::row::{AuditRow, COLUMNS, time_text};
+use super::rows::Rows;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How rows are written.

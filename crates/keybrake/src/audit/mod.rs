@@ -6,13 +6,15 @@
 mod export;
 mod query;
 mod row;
+mod rows;
 #[cfg(test)]
 mod tests;
 mod why;
 
 pub use export::{Exported, Format, printable, write_rows};
-pub use query::{CapHits, Outlook, RowFilter, Rows, SlowOperation, SpendBy, SpendLine};
+pub use query::{CapHits, Outlook, SlowOperation, SpendBy, SpendLine};
 pub use row::{AuditRow, COLUMNS, time_text};
+pub use rows::{RowFilter, Rows};
 pub use why::{Books, BooksDifference, Story, StoryStep, Subject};
 
 use crate::error::Result;

@@ -1,179 +1,17 @@
-//! Reading rows page by page, and the questions that are asked most.
+//! The questions that are asked most.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 use super::Audit;
-use super::row::{AuditRow, Fold, Sums};
+use super::row::AuditRow;
+use super::rows::RowFilter;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ledger::{Event, EventFilter, Ledger};
 use crate::money::Usd;
 
-/// Events read at a time.
-const PAGE: u32 = 2_000;
 /// A day.
 const DAY_MS: i64 = 86_400_000;
-
-/// Which rows to answer. Everything given must hold.
-#[derive(Clone, Debug, Default)]
-pub struct RowFilter {
-    /// Only this run's.
-    pub run: Option<String>,
-    /// Only this call.
-    pub call_id: Option<String>,
-    /// Only this agent's.
-    pub agent: Option<String>,
-    /// Only this label's.
-    pub label: Option<String>,
-    /// Only this vendor's.
-    pub vendor: Option<String>,
-    /// Only this customer's.
-    pub customer: Option<String>,
-    /// Only this key's, by id.
-    pub key: Option<String>,
-    /// Only refused calls (`true`) or only those that were not (`false`).
-    pub denied: Option<bool>,
-    /// Only calls decided at or after this moment, Unix milliseconds.
-    pub since_ms: Option<i64>,
-    /// Only calls decided before this moment, Unix milliseconds.
-    pub until_ms: Option<i64>,
-}
-
-impl RowFilter {
-    fn lets_through(&self, row: &AuditRow) -> bool {
-        let same =
-            |want: &Option<String>, have: Option<&str>| want.as_deref().is_none_or(|want| have == Some(want));
-        same(&self.run, row.agent_run_id.as_deref())
-            && same(&self.agent, row.note("agent_id"))
-            && same(&self.label, row.agent_label.as_deref())
-            && same(&self.vendor, row.vendor.as_deref())
-            && same(&self.customer, row.customer_scope_id.as_deref())
-            && same(&self.key, row.vault_key_id.as_deref())
-            && self.denied.is_none_or(|denied| denied == row.is_denied())
-            && self.since_ms.is_none_or(|since| row.called_at_ms >= since)
-            && self.until_ms.is_none_or(|until| row.called_at_ms < until)
-    }
-}
-
-/// Rows in the order of their calls, read page by page.
-#[derive(Debug)]
-pub struct Rows<'a> {
-    ledger: &'a dyn Ledger,
-    filter: RowFilter,
-    after_seq: u64,
-    at_end: bool,
-    ready: VecDeque<(AuditRow, Sums)>,
-    /// Events read so far, for progress.
-    pub events_read: u64,
-}
-
-impl<'a> Rows<'a> {
-    pub(super) fn new(ledger: &'a dyn Ledger, filter: RowFilter) -> Self {
-        Self {
-            ledger,
-            filter,
-            after_seq: 0,
-            at_end: false,
-            ready: VecDeque::new(),
-            events_read: 0,
-        }
-    }
-
-    /// The next row; `None` at the end.
-    ///
-    /// # Errors
-    /// `LedgerUnavailable`, and `LedgerCorrupt` when an event cannot be read.
-    pub async fn next(&mut self) -> Result<Option<AuditRow>> {
-        Ok(self.next_fold().await?.map(|(row, _)| row))
-    }
-
-    /// The next row with the counters that its events add up to.
-    pub(super) async fn next_fold(&mut self) -> Result<Option<(AuditRow, Sums)>> {
-        loop {
-            while let Some((row, sums)) = self.ready.pop_front() {
-                if self.filter.lets_through(&row) {
-                    return Ok(Some((row, sums)));
-                }
-            }
-            if self.at_end {
-                return Ok(None);
-            }
-            self.read_page().await?;
-        }
-    }
-
-    async fn read_page(&mut self) -> Result<()> {
-        let page = self.ledger.events(EventFilter {
-            after_seq: self.after_seq,
-            call_id: self.filter.call_id.clone(),
-            run: self.filter.run.clone(),
-            since_ms: self.filter.since_ms,
-            limit: PAGE,
-        });
-        let page = page.await?;
-        let Some(last) = page.last() else {
-            self.at_end = true;
-            return Ok(());
-        };
-        self.after_seq = last.seq;
-        self.events_read = self
-            .events_read
-            .saturating_add(u64::try_from(page.len()).unwrap_or(0));
-        let more = u32::try_from(page.len()).unwrap_or(u32::MAX) >= PAGE;
-        let past = self.filter.until_ms.is_some_and(|until| last.at_ms >= until);
-        self.at_end = past || !more;
-        let mut folds = fold_page(&page)?;
-        if more {
-            self.complete(&mut folds).await?;
-        }
-        self.ready.extend(folds.into_iter().flat_map(Fold::finish));
-        Ok(())
-    }
-
-    /// Reads the later events of calls that began on this page, so that each row is whole when it is answered.
-    async fn complete(&self, folds: &mut [Fold]) -> Result<()> {
-        for fold in folds.iter_mut().filter(|fold| fold.may_change()) {
-            let events = self.ledger.events(EventFilter {
-                call_id: Some(fold.call_id().to_owned()),
-                ..EventFilter::default()
-            });
-            let events = events.await?;
-            let mut whole = None;
-            for event in &events {
-                match whole.as_mut() {
-                    None => whole = Fold::begin(event)?,
-                    Some(known) => Fold::apply(known, event)?,
-                }
-            }
-            if let Some(whole) = whole {
-                *fold = whole;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Folds the calls that begin on a page. Events of calls that began earlier are left out: their rows read ahead.
-pub(super) fn fold_page(page: &[Event]) -> Result<Vec<Fold>> {
-    let mut folds: Vec<Fold> = Vec::new();
-    let mut by_call: HashMap<&str, usize> = HashMap::new();
-    for event in page {
-        let call_id = event.call_id.as_deref().unwrap_or_default();
-        match by_call.get(call_id).and_then(|at| folds.get_mut(*at)) {
-            Some(fold) => fold.apply(event)?,
-            None => {
-                if let Some(fold) = Fold::begin(event)? {
-                    if !call_id.is_empty() {
-                        by_call.insert(call_id, folds.len());
-                    }
-                    folds.push(fold);
-                }
-            }
-        }
-    }
-    Ok(folds)
-}
 
 /// What spending is added up by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -330,28 +168,40 @@ impl Audit<'_> {
     /// What was spent, by run, agent, …; the largest first, days in order.
     ///
     /// # Errors
-    /// As [`Rows::next`], and `LedgerCorrupt` when sums overflow.
+    /// As [`Rows::next`](super::Rows::next), and `LedgerCorrupt` when sums overflow.
     pub async fn spend(&self, filter: RowFilter, by: SpendBy) -> Result<Vec<SpendLine>> {
-        let mut lines: BTreeMap<(Option<String>, bool), SpendLine> = BTreeMap::new();
+        let mut spent = Spent::new(by);
         let mut rows = self.rows(filter);
         while let Some(row) = rows.next().await? {
-            for name in names(&row, by) {
-                let key = (name.clone(), row.livemode());
-                let line = lines.entry(key);
-                line.or_insert_with(|| SpendLine::new(name, row.livemode()))
-                    .add(&row)?;
+            spent.add(&row)?;
+        }
+        Ok(spent.lines())
+    }
+
+    /// [`spend`](Self::spend) and [`outlook`](Self::outlook) in one reading of the log.
+    ///
+    /// # Errors
+    /// As [`spend`](Self::spend).
+    pub async fn spend_and_outlook(
+        &self,
+        filter: RowFilter,
+        by: SpendBy,
+        now_ms: i64,
+    ) -> Result<(Vec<SpendLine>, Vec<Outlook>)> {
+        let mut spent = Spent::new(by);
+        let mut trend = Trend::new(now_ms)?;
+        let since_ms = filter.since_ms;
+        let mut rows = self.rows(RowFilter {
+            since_ms: since_ms.map(|since| since.min(trend.since_ms())),
+            ..filter
+        });
+        while let Some(row) = rows.next().await? {
+            trend.add(&row);
+            if since_ms.is_none_or(|since| row.called_at_ms >= since) {
+                spent.add(&row)?;
             }
         }
-        let mut lines: Vec<SpendLine> = lines.into_values().collect();
-        for line in &mut lines {
-            let calls = i64::try_from(line.calls).unwrap_or(i64::MAX);
-            let each = line.counted_usd.micros().checked_div(calls).unwrap_or(0);
-            line.per_call_usd = Usd::from_micros(each);
-        }
-        if by != SpendBy::Day {
-            lines.sort_by_key(|line| std::cmp::Reverse((line.livemode, line.counted_usd, line.held_usd)));
-        }
-        Ok(lines)
+        Ok((spent.lines(), trend.outlook()?))
     }
 
     /// How long the vendors took, the slowest p95 first.
@@ -410,48 +260,130 @@ impl Audit<'_> {
 
     /// Where spending is going, seen from `now_ms` (the ledger's time): live money first, modes without any
     /// spending left out.
+    ///
+    /// # Errors
+    /// As [`spend`](Self::spend).
     pub async fn outlook(&self, filter: RowFilter, now_ms: i64) -> Result<Vec<Outlook>> {
-        let month = Month::of(now_ms)?;
-        let day_ago = now_ms.saturating_sub(DAY_MS);
-        let base = day_ago.saturating_sub(DAY_MS.saturating_mul(30));
+        let mut trend = Trend::new(now_ms)?;
         let mut rows = self.rows(RowFilter {
-            since_ms: Some(base.min(month.start_ms)),
+            since_ms: Some(trend.since_ms()),
             ..filter
         });
-        let mut sums = [[0_i128; 3]; 2];
         while let Some(row) = rows.next().await? {
-            let cost = row.cost_usd_parsed.map_or(0, Usd::micros);
-            let cost = i128::from(cost).saturating_abs();
-            let [month_sum, day_sum, base_sum] = if row.livemode() {
-                let [live, _] = &mut sums;
-                live
-            } else {
-                let [_, test] = &mut sums;
-                test
-            };
-            let at = row.called_at_ms;
-            for (sum, counts) in [
-                (month_sum, at >= month.start_ms),
-                (day_sum, at >= day_ago),
-                (base_sum, at >= base && at < day_ago),
-            ] {
-                *sum = sum.saturating_add(if counts { cost } else { 0 });
-            }
+            trend.add(&row);
         }
-        let [live, test] = sums;
-        let both = [(true, live), (false, test)];
-        let both = both.into_iter().filter(|(_, sums)| *sums != [0; 3]);
-        both.map(|(livemode, sums)| outlook(livemode, sums, &month, now_ms))
+        trend.outlook()
+    }
+}
+
+/// Spending, being added up.
+struct Spent {
+    by: SpendBy,
+    lines: BTreeMap<(Option<String>, bool), SpendLine>,
+}
+
+impl Spent {
+    const fn new(by: SpendBy) -> Self {
+        Self {
+            by,
+            lines: BTreeMap::new(),
+        }
+    }
+
+    fn add(&mut self, row: &AuditRow) -> Result<()> {
+        for name in names(row, self.by) {
+            let line = self.lines.entry((name.clone(), row.livemode()));
+            line.or_insert_with(|| SpendLine::new(name, row.livemode()))
+                .add(row)?;
+        }
+        Ok(())
+    }
+
+    fn lines(self) -> Vec<SpendLine> {
+        let mut lines: Vec<SpendLine> = self.lines.into_values().collect();
+        for line in &mut lines {
+            let calls = i64::try_from(line.calls).unwrap_or(i64::MAX);
+            let each = line.counted_usd.micros().checked_div(calls).unwrap_or(0);
+            line.per_call_usd = Usd::from_micros(each);
+        }
+        if self.by != SpendBy::Day {
+            lines.sort_by_key(|line| std::cmp::Reverse((line.livemode, line.counted_usd, line.held_usd)));
+        }
+        lines
+    }
+}
+
+/// What [`Outlook`] is made of, being added up.
+struct Trend {
+    month: Month,
+    now_ms: i64,
+    live: Sums,
+    test: Sums,
+}
+
+/// Micro-USD that budgets count.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Sums {
+    month: i128,
+    last_24h: i128,
+    thirty_days: i128,
+}
+
+impl Trend {
+    fn new(now_ms: i64) -> Result<Self> {
+        Ok(Self {
+            month: Month::of(now_ms)?,
+            now_ms,
+            live: Sums::default(),
+            test: Sums::default(),
+        })
+    }
+
+    const fn day_ago_ms(&self) -> i64 {
+        self.now_ms.saturating_sub(DAY_MS)
+    }
+
+    const fn base_ms(&self) -> i64 {
+        self.day_ago_ms().saturating_sub(DAY_MS.saturating_mul(30))
+    }
+
+    /// The first moment that matters.
+    fn since_ms(&self) -> i64 {
+        self.base_ms().min(self.month.start_ms)
+    }
+
+    fn add(&mut self, row: &AuditRow) {
+        let cost = i128::from(row.cost_usd_parsed.map_or(0, Usd::micros)).saturating_abs();
+        let (month_ms, day_ms, base_ms) = (self.month.start_ms, self.day_ago_ms(), self.base_ms());
+        let sums = if row.livemode() {
+            &mut self.live
+        } else {
+            &mut self.test
+        };
+        let at = row.called_at_ms;
+        for (sum, counts) in [
+            (&mut sums.month, at >= month_ms),
+            (&mut sums.last_24h, at >= day_ms),
+            (&mut sums.thirty_days, at >= base_ms && at < day_ms),
+        ] {
+            *sum = sum.saturating_add(if counts { cost } else { 0 });
+        }
+    }
+
+    fn outlook(&self) -> Result<Vec<Outlook>> {
+        let both = [(true, self.live), (false, self.test)];
+        let both = both.into_iter().filter(|(_, sums)| *sums != Sums::default());
+        both.map(|(livemode, sums)| outlook(livemode, sums, &self.month, self.now_ms))
             .collect()
     }
 }
 
-fn outlook(livemode: bool, sums: [i128; 3], month: &Month, now_ms: i64) -> Result<Outlook> {
-    let [month_sum, day_sum, base_sum] = sums;
+fn outlook(livemode: bool, sums: Sums, month: &Month, now_ms: i64) -> Result<Outlook> {
     let whole = i128::from(month.end_ms.saturating_sub(month.start_ms));
     // In the first hour of a month hardly anything can be said: an hour is the least that counts as passed.
     let passed = i128::from(now_ms.saturating_sub(month.start_ms).max(3_600_000));
-    let projected = month_sum
+    let projected = sums
+        .month
         .checked_mul(whole)
         .and_then(|sum| sum.checked_div(passed));
     let usd = |micros: Option<i128>| {
@@ -460,10 +392,10 @@ fn outlook(livemode: bool, sums: [i128; 3], month: &Month, now_ms: i64) -> Resul
     };
     Ok(Outlook {
         livemode,
-        month_so_far_usd: usd(Some(month_sum))?,
+        month_so_far_usd: usd(Some(sums.month))?,
         projected_month_usd: usd(projected)?,
-        last_24h_usd: usd(Some(day_sum))?,
-        usual_day_usd: usd(base_sum.checked_div(30))?,
+        last_24h_usd: usd(Some(sums.last_24h))?,
+        usual_day_usd: usd(sums.thirty_days.checked_div(30))?,
     })
 }
 
@@ -580,7 +512,12 @@ mod tests {
             super::super::time_text(month.start_ms),
             "2026-11-01T00:00:00.000Z"
         );
-        let found = outlook(true, [150_000_000, 10_000_000, 300_000_000], &month, now_ms).unwrap();
+        let sums = Sums {
+            month: 150_000_000,
+            last_24h: 10_000_000,
+            thirty_days: 300_000_000,
+        };
+        let found = outlook(true, sums, &month, now_ms).unwrap();
         assert_eq!(found.projected_month_usd.to_string(), "300.00");
         assert_eq!(found.usual_day_usd.to_string(), "10.00");
     }

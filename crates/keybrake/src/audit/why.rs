@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::Audit;
-use super::query::RowFilter;
 use super::row::{Sums, counts_money};
+use super::rows::RowFilter;
 use crate::error::Result;
 use crate::ledger::{AdminAct, CounterName, Event, EventFilter, EventKind, Ledger, Proof};
 use crate::money::Usd;
