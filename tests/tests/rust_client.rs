@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use keybrake::client::base_client;
 use keybrake::facade::Run;
+use keybrake::ledger::HoldFilter;
 use keybrake::policy::{Code, Policy};
 use keybrake::{Step, denied};
 use keybrake_testkit::stripe::{Fault, FaultKind};
@@ -20,6 +21,7 @@ fn policy() -> Value {
         "allowed_endpoints": ["refunds.create", "reads"]})
 }
 
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 async fn open(world: &World) -> Run {
     world
         .kb
@@ -29,6 +31,7 @@ async fn open(world: &World) -> Run {
         .unwrap()
 }
 
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 fn retrying(run: &Run) -> ClientWithMiddleware {
     let quickly = ExponentialBackoff::builder()
         .retry_bounds(Duration::from_millis(1), Duration::from_millis(2))
@@ -176,7 +179,7 @@ async fn a_cancelled_call_stays_held_and_is_resolved() {
     task.abort();
     assert!(task.await.unwrap_err().is_cancelled());
     let (used, held) = loop {
-        let holds = world.kb.holds(Default::default()).await.unwrap();
+        let holds = world.kb.holds(HoldFilter::default()).await.unwrap();
         if holds
             .iter()
             .any(|hold| hold.unknown_reason.as_deref() == Some("cancelled"))

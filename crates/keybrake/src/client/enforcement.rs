@@ -83,7 +83,7 @@ impl Enforcement {
         let body = match request.body() {
             None => Bytes::new(),
             Some(body) => body.as_bytes().map(Bytes::copy_from_slice).ok_or_else(|| {
-                Box::new(Denied(crate::policy::Denial::new(
+                Box::new(Denied::new(crate::policy::Denial::new(
                     crate::policy::Code::RequestMalformed,
                     "a streamed request body cannot be judged before it is sent; give the whole body",
                 )))
@@ -136,7 +136,7 @@ impl Middleware for Enforcement {
             .await
             .map_err(anyhow::Error::new)?;
         match answer {
-            Answer::Denied { denial, .. } => Err(anyhow::Error::new(Denied(*denial)).into()),
+            Answer::Denied { denial, .. } => Err(anyhow::Error::new(Denied::new(*denial)).into()),
             Answer::Lost {
                 error: Some(error), ..
             } => Err(error.into()),

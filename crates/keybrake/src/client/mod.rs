@@ -239,19 +239,49 @@ pub fn denied(error: &reqwest_middleware::Error) -> Option<&Denial> {
         return None;
     };
     inner.chain().find_map(|cause| {
-        let own = cause.downcast_ref::<Denied>().map(|denied| &denied.0);
-        own.or_else(|| cause.downcast_ref::<reqwest_middleware::Error>().and_then(denied))
+        let own = cause.downcast_ref::<Denied>().map(Denied::denial);
+        own.or_else(|| cause.downcast_ref::<Cause>().map(|cause| &cause.0))
     })
 }
 
 /// A denial as an error, for callers that work with `Result`.
+///
+/// It is its own cause once more: a layer that wraps errors transparently shows only the causes of what it wraps, and
+/// [`denied`] has to find the denial there.
 #[derive(Clone, Debug)]
-pub struct Denied(pub Denial);
+pub struct Denied(Cause);
+
+#[derive(Clone, Debug)]
+struct Cause(Denial);
+
+impl Denied {
+    /// A denial as an error.
+    pub const fn new(denial: Denial) -> Self {
+        Self(Cause(denial))
+    }
+
+    /// The denial.
+    pub const fn denial(&self) -> &Denial {
+        &self.0.0
+    }
+}
 
 impl std::fmt::Display for Denied {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Denied {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+impl std::fmt::Display for Cause {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.0.code, self.0.message)
     }
 }
 
-impl std::error::Error for Denied {}
+impl std::error::Error for Cause {}
