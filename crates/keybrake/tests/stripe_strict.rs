@@ -4,7 +4,7 @@
 
 use keybrake::request::authority::{Base, split};
 use keybrake::request::{Call, form};
-use keybrake::vendors::{Recognised, Vendor, by_host, by_url, vendor};
+use keybrake::vendors::{Outcome, Recognised, Reply, Vendor, by_host, by_url, vendor};
 use proptest::prelude::*;
 use reqwest::Url;
 
@@ -223,6 +223,60 @@ proptest! {
                 let names: Vec<_> = alike.map(|(name, _)| name.as_str()).collect();
                 prop_assert!(names.is_empty() || names == [money], "{:?}", names);
             }
+        }
+    }
+}
+
+/// Writes whose success costs something, each as a call.
+const SPENDING: [(&str, &str); 9] = [
+    ("/v1/refunds", "charge=ch_1"),
+    ("/v1/charges", "amount=5&currency=usd&source=tok"),
+    ("/v1/charges/ch_1/capture", ""),
+    ("/v1/payment_intents", "amount=5&currency=usd"),
+    ("/v1/payment_intents/pi_1/confirm", ""),
+    ("/v1/payment_intents/pi_1/capture", ""),
+    ("/v1/transfers", "amount=5&currency=usd&destination=acct_1"),
+    ("/v1/payouts", "amount=5&currency=usd"),
+    ("/v1/invoices/in_1/pay", ""),
+];
+
+/// Replies near what Stripe sends, with members missing, of another kind, or twice.
+fn bodies() -> impl Strategy<Value = String> {
+    let member = prop_oneof![
+        3 => "\"object\": \"(refund|charge|payment_intent|transfer|payout)\"",
+        3 => "\"status\": \"(succeeded|pending|failed|canceled|requires_capture|requires_action|processing|paid|x)\"",
+        4 => "\"(amount|amount_captured|amount_received)\": (0|5|500|-5|5\\.5|\"5\"|null|99999999999999999999)",
+        2 => "\"currency\": (\"usd\"|\"jpy\"|\"\"|5)",
+        2 => "\"id\": (\"x_1\"|5|null)",
+        2 => "\"(captured|refunded)\": (true|false|\"true\")",
+        1 => "\"last_payment_error\": (\\{\\}|null)",
+        1 => "\"error\": \\{\"type\": \"(idempotency_error|card_error)\"\\}",
+    ];
+    proptest::collection::vec(member, 0..8).prop_map(|members| format!("{{{}}}", members.join(", ")))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// No reply makes a spending call free, and amounts are never negative.
+    #[test]
+    fn no_reply_makes_a_spending_call_free(
+        which in 0..SPENDING.len(),
+        status in prop_oneof![4 => Just(200_u16), 1 => 100..600_u16],
+        replayed in any::<bool>(),
+        body in prop_oneof![4 => bodies().prop_map(String::into_bytes), 1 => proptest::collection::vec(any::<u8>(), 0..40)],
+    ) {
+        let (path, form) = SPENDING[which];
+        let url = format!("https://api.stripe.com{path}");
+        let recognised = stripe().recognise(&call("POST", &url, form.as_bytes())).unwrap();
+        let headers = vec![("idempotent-replayed".to_owned(), replayed.to_string())];
+        let reading = stripe().read(&recognised, &Reply { status, headers, body: body.into() });
+        prop_assert_ne!(&reading.outcome, &Outcome::Free);
+        if let Outcome::Charged(amount) | Outcome::ChargedProvisionally(amount) = &reading.outcome {
+            prop_assert!((200..300).contains(&status) && amount.minor >= 0);
+        }
+        if reading.outcome == Outcome::DidNotExecute {
+            prop_assert!(!replayed && [400, 401, 403, 404, 429].contains(&status));
         }
     }
 }

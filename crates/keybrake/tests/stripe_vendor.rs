@@ -191,8 +191,8 @@ fn cap_exceeded(resets_at_ms: Option<i64>) -> Denial {
         unit: "usd".to_owned(),
         per: "day".to_owned(),
         cap: 250_000_000,
-        used: 245_000_000,
-        held: 0,
+        used: 240_000_000,
+        held: 5_000_000,
         resets_at_ms,
         hold_ids: Vec::new(),
     });
@@ -224,6 +224,7 @@ fn a_denial_has_the_shape_that_stripes_sdks_read() {
         ("x-keybrake-cap-hit", "true"),
         ("x-keybrake-cap-used", "245.00"),
         ("x-keybrake-cap-limit", "250.00"),
+        ("x-keybrake-cap-reset", "1795003600"),
     ] {
         assert_eq!(refusal.header(name), Some(value), "{name}");
     }

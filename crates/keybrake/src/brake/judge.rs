@@ -366,14 +366,14 @@ fn price(job: &Job, key: &CachedKey) -> std::result::Result<Price, Refusal> {
         policy.operation_cost(vendor.name(), operation.name, &job.call.method, &recognised.path)
     };
     let given = key.policies.iter().filter_map(cost).map(|cost| cost.max).max();
+    let by_policy = |usd: Usd| Priced {
+        usd,
+        exposure: Exposure::Own,
+        pins: Vec::new(),
+        by_policy: true,
+    };
     if let (Class::Unknown, Some(usd)) = (operation.class, given) {
-        let exposure = Exposure::Own;
-        return Ok(Price::Known(Priced {
-            usd,
-            exposure,
-            pins: Vec::new(),
-            by_policy: true,
-        }));
+        return Ok(Price::Known(by_policy(usd)));
     }
     if let Some(found) = &job.found {
         let usd = to_usd(key, found.amount, job.now_ms)?;
@@ -410,12 +410,14 @@ fn price(job: &Job, key: &CachedKey) -> std::result::Result<Price, Refusal> {
             }))
         }
         Estimate::NeedsLookup(lookup) => allow_lookup(job, key, lookup),
-        Estimate::Unknown(reason) => Err(Refusal::new(
-            Code::CostUnknown,
-            format!(
-                "what {name} costs is not known: {reason}. Give it in the policy: \"operation_costs\": {{\"{name}\": 5}}"
-            ),
-        )),
+        Estimate::Unknown(reason) => given.map(|usd| Price::Known(by_policy(usd))).ok_or_else(|| {
+            Refusal::new(
+                Code::CostUnknown,
+                format!(
+                    "what {name} costs is not known: {reason}. Give it in the policy: \"operation_costs\": {{\"{name}\": 5}}"
+                ),
+            )
+        }),
     }
 }
 

@@ -1,7 +1,6 @@
 //! Replies that we make or keep: a denial in the shape Stripe's SDKs expect, and a reply that may be recorded.
 
 use bytes::Bytes;
-use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::money::Usd;
@@ -50,19 +49,22 @@ pub(super) fn refusal(denial: &Denial, status: u16, now_ms: i64) -> Reply {
     }
 }
 
+/// Used and held together, the cap, and when the window ends in Unix seconds: as on a reply that was let through.
 fn budget_headers(headers: &mut Vec<(&str, String)>, budget: &BudgetView, now_ms: i64) {
     let show = |amount: i64| match budget.unit.as_str() {
         "usd" => Usd::from_micros(amount).to_string(),
         _ => amount.to_string(),
     };
-    headers.push(("x-keybrake-cap-used", show(budget.used)));
+    headers.push((
+        "x-keybrake-cap-used",
+        show(budget.used.saturating_add(budget.held)),
+    ));
     headers.push(("x-keybrake-cap-limit", show(budget.cap)));
     let Some(resets_at_ms) = budget.resets_at_ms else {
         return;
     };
-    if let Ok(at) = Timestamp::from_millisecond(resets_at_ms) {
-        headers.push(("x-keybrake-cap-reset", at.to_string()));
-    }
+    let resets_at_s = resets_at_ms.checked_div(1_000).unwrap_or(0);
+    headers.push(("x-keybrake-cap-reset", resets_at_s.to_string()));
     let wait_ms = resets_at_ms.saturating_sub(now_ms).max(0);
     let wait_s = wait_ms.saturating_add(999).checked_div(1_000).unwrap_or(0);
     if wait_s <= RETRY_AFTER_MAX_S {
