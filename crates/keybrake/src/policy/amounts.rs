@@ -37,6 +37,17 @@ impl Dollars {
         let usd: Usd = text
             .parse()
             .map_err(|_e| Error::policy(format!("`{place}` is {}: {}", shown(value), reason(&text))))?;
+        let whole = text
+            .strip_prefix('-')
+            .unwrap_or(&text)
+            .split('.')
+            .next()
+            .unwrap_or_default();
+        if whole.len() > 1 && whole.starts_with('0') {
+            return Err(Error::policy(format!(
+                "`{place}` is {text}; write it without the leading zero"
+            )));
+        }
         if usd.is_negative() {
             return Err(Error::policy(format!(
                 "`{place}` is {text}; an amount cannot be negative"
@@ -304,6 +315,8 @@ mod tests {
             (json!("9223372036855"), "too large"),
             (json!("1e3"), "write digits"),
             (json!("$5"), "write digits"),
+            (json!("010"), "leading zero"),
+            (json!("-00.5"), "leading zero"),
             (json!(" 5"), "write digits"),
             (json!("NaN"), "write digits"),
             (json!(true), "must be an amount"),

@@ -135,7 +135,7 @@ impl Pattern {
     /// `Some(true)` and `Some(false)` hold whatever the ids are; with `path: None` an answer that depends on
     /// them is `None`.
     fn matches_operation(&self, operation: &OperationInfo, path: Option<&str>) -> Option<bool> {
-        if self.method != operation.method {
+        if self.method != operation.method || !self.begins_like(operation.path) {
             return Some(false);
         }
         let template: Vec<_> = split(operation.path).collect();
@@ -156,6 +156,21 @@ impl Pattern {
                 Segment::Literal(text) => Some(text == place),
             }
         })
+    }
+
+    /// Whether the words before the first id or star agree: most routes differ there, which saves the rest.
+    fn begins_like(&self, template: &str) -> bool {
+        for (segment, place) in self.segments.iter().zip(split(template)) {
+            match segment {
+                Segment::Literal(text) if place != "*" => {
+                    if text != place {
+                        return false;
+                    }
+                }
+                _ => return true,
+            }
+        }
+        true
     }
 
     /// Matches a path that belongs to no known operation. `*` stands for an id, so not for a word that is a

@@ -31,6 +31,9 @@ pub(crate) fn yaml(text: &str) -> Result<Value> {
         duplicate_keys: serde_saphyr::DuplicateKeyPolicy::Error,
         merge_keys: serde_saphyr::MergeKeyPolicy::Error,
         strict_booleans: true,
+        // YAML 1.1 reads 010 as eight and 1_000 as a thousand, YAML 1.2 reads neither so: both stay text.
+        leading_zero_numbers_as_strings: true,
+        underscored_numbers_as_strings: true,
         with_snippet: false,
     };
     let value = serde_saphyr::from_str_with_options::<Strict>(text, options)
