@@ -97,6 +97,31 @@ fn examples_and_their_canonical_forms_fit_the_schema() {
     }
 }
 
+/// `docs/policy.md` names every field, and each policy in it is one.
+#[test]
+fn the_guide_is_complete_and_its_policies_compile() {
+    let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/policy.md");
+    let text = std::fs::read_to_string(guide).unwrap();
+    for field in schema()["properties"].as_object().unwrap().keys() {
+        assert!(
+            text.contains(&format!("`{field}`")),
+            "the guide does not name {field}"
+        );
+    }
+    let blocks: Vec<_> = text.split("```").skip(1).step_by(2).collect();
+    assert!(blocks.len() >= 4, "the guide has {} policies", blocks.len());
+    for block in blocks {
+        let (format, body) = block.split_once('\n').unwrap();
+        let policy = match format {
+            "json" => Policy::from_json(body),
+            "yaml" => Policy::from_yaml(body),
+            "toml" => Policy::from_toml(body),
+            other => panic!("a block of {other}"),
+        };
+        CompiledPolicy::compile(&policy.unwrap(), &Builtin).unwrap_or_else(|e| panic!("{block}: {e}"));
+    }
+}
+
 #[test]
 fn the_schema_refuses_what_the_reader_refuses() {
     let schema = schema();
