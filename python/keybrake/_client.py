@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -454,9 +455,13 @@ def token_of(token: str | Key) -> str:
 def opening(
     token: str | Key | None, policy: PolicyLike | None, ties: dict[str, Any], run_caps_only: bool
 ) -> dict[str, Any]:
-    """The arguments of opening a run: either a token, or a policy with what binds the key to be issued."""
+    """The arguments of opening a run: a token (`KEYBRAKE_TOKEN` by default), or a policy and what binds its key."""
+    if token is None and policy is None:
+        token = os.environ.get("KEYBRAKE_TOKEN") or None
     if (token is None) == (policy is None):
-        raise ConfigError("open a run with a token, or with policy= to have one issued; exactly one of them")
+        raise ConfigError(
+            "open a run with a token (or KEYBRAKE_TOKEN), or with policy= to have one issued; exactly one of them"
+        )
     if token is not None:
         bound = [name for name in ("run", "agent", "label", "narrow", "expires_in") if ties[name] is not None]
         if bound or ties["groups"]:

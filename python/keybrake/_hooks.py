@@ -30,6 +30,10 @@ class Hooks:
 
         return off
 
+    def heard(self, event: HookName) -> bool:
+        """Whether anybody listens to an event."""
+        return bool(self._hooks.get(event))
+
     def fire(self, event: HookName, what: Any) -> None:
         """Calls every hook of an event, in the order of attachment."""
         for hook in tuple(self._hooks.get(event, ())):

@@ -207,7 +207,7 @@ class _Call:
             raise _lost(answer, info)
         if info.replayed:
             hooks.fire("replayed", info)
-        if record.get("tightest"):
+        if record["tightest"] and hooks.heard("budget"):
             budget = Budget.from_view(record["tightest"])
             if budget.used + budget.held >= budget.cap * _CAP_WARNING:
                 hooks.fire("budget", budget)

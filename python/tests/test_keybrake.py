@@ -70,6 +70,13 @@ def test_a_run_needs_a_token_or_a_policy(kb: keybrake.Keybrake) -> None:
     assert kb.open(key).key_id == key.id, "closing a run of a token leaves the key as it is"
 
 
+def test_the_token_may_come_from_the_environment(kb: keybrake.Keybrake, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = kb.issue(POLICY, run="run_42")
+    monkeypatch.setenv("KEYBRAKE_TOKEN", key.token)
+    with kb.run() as run:
+        assert (run.key_id, run.id) == (key.id, "run_42")
+
+
 def test_a_policy_of_run_caps_only_is_refused(kb: keybrake.Keybrake) -> None:
     policy: keybrake.Policy = {"vendor": "stripe", "run_usd_cap": 5, "allowed_endpoints": ["reads"]}
     with pytest.raises(keybrake.PolicyError, match="scoped to the run"):

@@ -16,8 +16,10 @@ use crate::errors::{guarded, to_python};
 use crate::settings::Settings;
 use crate::wait::{block, until_closed};
 
-/// How long closing waits for the worker to stop.
+/// How long closing waits for calls under way to notice, and for the worker to stop.
 const CLOSING: Duration = Duration::from_secs(2);
+/// How long closing waits for the ledger.
+const FLUSHING: Duration = Duration::from_secs(10);
 
 /// What calls need, shared by all of them.
 pub(crate) struct Core {
@@ -120,15 +122,14 @@ impl Engine {
         guarded(py, || {
             let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
             let Some(runtime) = runtime else { return Ok(()) };
-            let core = Arc::clone(&self.core);
-            let flushed = match core.opened.get() {
-                Some(_) => self.wait(py, async move { core.keybrake().await?.flush().await }),
-                None => Ok(()),
-            };
             self.closing.send_replace(true);
-            // Without the lock: the worker may be about to call back into Python.
-            py.detach(|| runtime.shutdown_timeout(CLOSING));
-            flushed
+            // Without the interpreter's lock: the worker may be about to call back into Python.
+            let flushed = py.detach(|| {
+                let flushed = runtime.block_on(self.ended());
+                runtime.shutdown_timeout(CLOSING);
+                flushed
+            });
+            flushed.map_err(|error| to_python(py, &error))
         })
     }
 }
@@ -158,6 +159,17 @@ impl Engine {
                 closing: watch::Sender::new(false),
             })
         })
+    }
+
+    /// Waits until nobody uses the runtime any more (each waiter holds a receiver), then writes down what is lazy.
+    async fn ended(&self) -> Result<()> {
+        let _ = tokio::time::timeout(CLOSING, self.closing.closed()).await;
+        match self.core.opened.get() {
+            Some(keybrake) => tokio::time::timeout(FLUSHING, keybrake.flush())
+                .await
+                .unwrap_or_else(|_| Err(Error::ledger("the ledger did not flush in time"))),
+            None => Ok(()),
+        }
     }
 
     fn wait<T: Send + 'static>(

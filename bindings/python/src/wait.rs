@@ -28,8 +28,8 @@ pub(crate) fn block<T: Send + 'static>(
             loop {
                 tokio::select! {
                     biased;
-                    ended = &mut work => return Ok(ended),
                     _ = closing.wait_for(|closing| *closing) => return Ok(Err(closed())),
+                    ended = &mut work => return Ok(ended),
                     () = tokio::time::sleep(SIGNALS) => signals()?,
                 }
             }
@@ -53,8 +53,8 @@ pub(crate) async fn until_closed<T>(
 ) -> Result<T> {
     tokio::select! {
         biased;
-        ended = Guarded::new(work) => ended,
         _ = closing.wait_for(|closing| *closing) => Err(closed()),
+        ended = Guarded::new(work) => ended,
     }
 }
 
