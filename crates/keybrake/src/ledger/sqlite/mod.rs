@@ -9,7 +9,7 @@
 //! | `engine` | one open file in one process |
 //! | `fork`, `time` | what a fork and a set clock do to it |
 //!
-//! Every decision is a step of [`rules`](super::rules) inside one transaction; this module only takes it there
+//! Every decision is a step of [`rules`] inside one transaction; this module only takes it there
 //! and back.
 
 mod engine;
