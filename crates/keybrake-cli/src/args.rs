@@ -74,7 +74,7 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  keybrake dev -- python agent.py")]
     Dev(DevArgs),
     /// Check the ledger, secrets, clock, permissions and versions, and say what to do
-    Doctor,
+    Doctor(DoctorArgs),
     /// Not available yet
     #[command(hide = true)]
     Top(LaterArgs),
@@ -464,6 +464,16 @@ pub(crate) struct SimulateArgs {
     /// Port on 127.0.0.1; 0 takes a free one
     #[arg(long, default_value_t = 12111)]
     pub(crate) port: u16,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArgs {
+    /// Trust the machine's clock as it stands, after it jumped and was put right
+    #[arg(long)]
+    pub(crate) accept_clock: bool,
+    /// Why; goes into the audit
+    #[arg(long, default_value = "")]
+    pub(crate) reason: String,
 }
 
 #[derive(Args, Debug)]

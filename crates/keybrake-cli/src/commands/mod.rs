@@ -35,7 +35,7 @@ pub(crate) async fn run(context: &mut Context<'_>, command: Command) -> Outcome 
         Command::Reconcile(args) => reconcile::run(context, args).await,
         Command::Simulate(args) => simulate::run(context, args).await,
         Command::Dev(args) => dev::run(context, args).await,
-        Command::Doctor => doctor::run(context).await,
+        Command::Doctor(args) => doctor::run(context, &args).await,
         Command::Top(_) => Err(Failure::later("keybrake top")),
         Command::Drill(_) => Err(Failure::later("keybrake drill")),
         Command::Proxy(_) => Err(Failure::later("keybrake proxy")),

@@ -1,6 +1,6 @@
 //! Stops, keys, budgets and holds, with another process at work on the same ledger.
 
-use crate::common::{Place, granted, masked, reserve, settle};
+use crate::common::{POLICY, Place, granted, masked, reserve, settle};
 use keybrake::ledger::{Proof, ReserveAnswer};
 use keybrake::policy::Code;
 use serde_json::{Value, json};
@@ -279,4 +279,19 @@ fn a_key_is_shown_once_listed_and_revoked() {
         place.json(&["keys", "list", "--all"])["keys"][0]["state"],
         "revoked"
     );
+}
+
+#[test]
+fn the_command_that_a_cap_conflict_names_does_what_it_says() {
+    let place = Place::new();
+    place.issue("run_1");
+    let higher = POLICY.replace("100", "150");
+    place.file("higher.json", &higher);
+    let refused = place.run(&["keys", "issue", "--policy", "higher.json", "--run", "run_2"]);
+    assert_eq!(refused.code, 1, "{}", refused.out);
+    let named = refused.err.split('`').nth(1).unwrap();
+    let words: Vec<&str> = named.split_whitespace().skip(1).collect();
+    assert_eq!(place.run(&words).code, 0, "{named}");
+    let issued = place.run(&["keys", "issue", "--policy", "higher.json", "--run", "run_2"]);
+    assert_eq!(issued.code, 0, "{named}: {}", issued.err);
 }

@@ -12,3 +12,4 @@ mod control;
 mod governed;
 mod questions;
 mod settings;
+mod terminal;

@@ -1,6 +1,7 @@
 //! Which ledger is used, exit codes, policies, and what a terminal is spared.
 
 use crate::common::{Place, answer};
+use keybrake::{Clock, SystemClock};
 use serde_json::{Value, json};
 
 #[test]
@@ -288,4 +289,48 @@ fn dev_runs_a_program_against_the_simulator_and_tells_what_moved() {
         .code,
         4
     );
+}
+
+/// A machine whose wall clock is an hour behind.
+#[derive(Debug)]
+struct Behind;
+
+impl Clock for Behind {
+    fn now_ms(&self) -> i64 {
+        SystemClock.now_ms() - 3_600_000
+    }
+
+    fn boot_ms(&self) -> i64 {
+        SystemClock.boot_ms()
+    }
+
+    fn boot_id(&self) -> Option<String> {
+        SystemClock.boot_id()
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_jumped_is_refused_until_doctor_accepts_it() {
+    let place = Place::new();
+    let ledger = keybrake::ledger::open(&place.url, std::sync::Arc::new(Behind)).unwrap();
+    ledger.sweep(1).await.unwrap();
+    let refused = place.run(&["stop", "run_42"]);
+    assert_eq!(refused.code, 3, "{}{}", refused.out, refused.err);
+    assert!(
+        refused.err.contains("keybrake doctor --accept-clock"),
+        "{}",
+        refused.err
+    );
+    let sick = place.run(&["doctor"]);
+    assert_eq!(sick.code, 3);
+    assert!(sick.out.contains("bad  clock"), "{}", sick.out);
+    let accepted = place.run(&[
+        "doctor",
+        "--accept-clock",
+        "--reason",
+        "the time server was wrong",
+    ]);
+    assert_eq!(accepted.code, 0, "{}{}", accepted.out, accepted.err);
+    assert!(accepted.out.contains("ok   clock"), "{}", accepted.out);
+    assert_eq!(place.run(&["stop", "run_42"]).code, 0);
 }

@@ -202,13 +202,22 @@ fn agree(existing: &BudgetDef, asked: &BudgetDef) -> Result<()> {
         let amount = |cap| super::charge::amount(asked.unit, cap);
         return Err(Error::policy(format!(
             "the budget {name} exists with a cap of {}, and the policy says {}. Issuing a key never changes a cap: \
-             use `keybrake budget set {} --{} {} --per {}`, or write the cap that stands into the policy",
+             use `keybrake budget set {} --{} {} --per {}{}{}`, or write the cap that stands into the policy",
             amount(existing.cap),
             amount(asked.cap),
             asked.scope.name(),
             asked.unit.as_str(),
             amount(asked.cap).trim_start_matches('$'),
             asked.window.as_str(),
+            asked
+                .vendor
+                .as_ref()
+                .map_or_else(String::new, |vendor| format!(" --vendor {vendor}")),
+            if asked.timezone == "UTC" {
+                String::new()
+            } else {
+                format!(" --timezone {}", asked.timezone)
+            },
         )));
     }
     Ok(())

@@ -45,7 +45,8 @@ impl ClockGuard {
         let jump_ms = now_ms.saturating_sub(expected_ms);
         if jump_ms.saturating_abs() > JUMP_MS {
             return Err(Error::ledger(format!(
-                "the machine's clock jumped by {} s; nothing was sent. Check the clock, then accept it by hand",
+                "the machine's clock jumped by {} s; nothing was sent. Check the clock, then accept it \
+                 by hand: keybrake doctor --accept-clock",
                 jump_ms.checked_div(1_000).unwrap_or(0)
             )));
         }
