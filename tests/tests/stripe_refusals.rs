@@ -1,6 +1,10 @@
 //! Every request that the strict reading refuses, through the whole engine with a policy that allows everything: the
 //! code is the one of the vectors, nothing leaves the process, nothing is held or counted, and one event says so.
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a failed unwrap is a failed test"
+)]
 
 use std::path::Path;
 
