@@ -289,7 +289,11 @@ fn vendor_rules(base: &Document, routes: Routes) -> Result<VendorRules> {
             )));
         }
     }
-    let secret = for_vendor(base.secret.as_ref(), "", "secret", routes.vendor).map(|(_, name)| name.clone());
+    let secret = for_vendor(base.secret.as_ref(), "", "secret", routes.vendor);
+    if let Some((place, name)) = &secret {
+        validate_id("name", name).map_err(|e| Error::policy(format!("`{place}`: {}", e.message())))?;
+    }
+    let secret = secret.map(|(_, name)| name.clone());
     Ok(VendorRules {
         routes,
         secret,

@@ -78,6 +78,7 @@ impl Policy {
             )));
         }
         source::depth(value, source::MAX_DEPTH)?;
+        source::no_secrets(value, "")?;
         let document = Document::read(value, "")?;
         super::narrow::check_all(&document)?;
         Ok(Self { document })

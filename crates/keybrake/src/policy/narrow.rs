@@ -9,6 +9,7 @@ use super::compile::vendor_names;
 use super::document::Document;
 use super::file::Policy;
 use super::options::{CountIntents, Idempotency, Mode, ModelDetail, UnknownCost};
+use super::source;
 use crate::error::{Error, Result};
 
 impl Policy {
@@ -19,6 +20,8 @@ impl Policy {
     /// names both values. A list entry that the policy allows nothing of is found by
     /// [`CompiledPolicy::compile`](super::CompiledPolicy::compile).
     pub fn narrow(&self, narrow: &Value) -> Result<Self> {
+        source::depth(narrow, source::MAX_DEPTH)?;
+        source::no_secrets(narrow, "narrow")?;
         let layer =
             Document::read(narrow, "").map_err(|e| Error::policy(format!("narrow: {}", e.message())))?;
         if !layer.narrowed.is_empty() {

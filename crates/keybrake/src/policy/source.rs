@@ -47,7 +47,16 @@ pub(crate) fn yaml(text: &str) -> Result<Value> {
 pub(crate) fn toml(text: &str) -> Result<Value> {
     size(text)?;
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
-        Error::policy(format!("policy is not valid TOML: {}", e.to_string().trim_end()))
+        // Not the error's own text, which repeats the line.
+        let before = e
+            .span()
+            .and_then(|span| text.get(..span.start))
+            .unwrap_or_default();
+        let line = before.matches('\n').count().saturating_add(1);
+        Error::policy(format!(
+            "policy is not valid TOML: {} at line {line}",
+            e.message().trim_end()
+        ))
     })?;
     let value = from_toml(toml::Value::Table(table), "policy")?;
     depth(&value, MAX_DEPTH)?;
@@ -74,6 +83,43 @@ pub(crate) fn depth(value: &Value, left: usize) -> Result<()> {
     match value {
         Value::Array(items) => items.iter().try_for_each(|item| depth(item, left)),
         Value::Object(map) => map.values().try_for_each(|item| depth(item, left)),
+        _ => Ok(()),
+    }
+}
+
+/// How secrets of the vendors, and vault keys, begin.
+const SECRET_MARKS: [&str; 7] = [
+    "sk_live_",
+    "sk_test_",
+    "rk_live_",
+    "rk_test_",
+    "whsec_",
+    "vault_key_",
+    "Bearer ",
+];
+
+/// Refuses a document that holds something like a secret, before any error can repeat it: policies are kept in the
+/// ledger and shown to people.
+pub(crate) fn no_secrets(value: &Value, place: &str) -> Result<()> {
+    let refuse = |text: &str, place: &str| match SECRET_MARKS.iter().find(|mark| text.contains(*mark)) {
+        Some(mark) => Err(Error::policy(format!(
+            "{} holds what looks like a secret (`{}…`); a policy names secrets, it never holds them",
+            if place.is_empty() {
+                "the policy".to_owned()
+            } else {
+                format!("`{place}`")
+            },
+            mark.trim_end(),
+        ))),
+        None => Ok(()),
+    };
+    match value {
+        Value::String(text) => refuse(text, place),
+        Value::Array(items) => items.iter().try_for_each(|item| no_secrets(item, place)),
+        Value::Object(map) => map.iter().try_for_each(|(name, item)| {
+            refuse(name, place)?;
+            no_secrets(item, &super::caps::at(place, name))
+        }),
         _ => Ok(()),
     }
 }
