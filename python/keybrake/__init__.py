@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from keybrake._client import AsyncKeybrake, Keybrake
+from keybrake._client import Agent, AsyncAgent, AsyncKeybrake, Keybrake
 from keybrake._context import Executor, current_run
 from keybrake._errors import (
     ConfigError,
@@ -74,6 +74,8 @@ def install(*vendors: str, keybrake: Keybrake | AsyncKeybrake | None = None) -> 
 
 
 __all__ = [
+    "Agent",
+    "AsyncAgent",
     "AsyncKeybrake",
     "AsyncRun",
     "AuditRow",

@@ -86,6 +86,11 @@ class Keybrake(Common):
         self.engine.native().open()
         self.budgets = BudgetDesk(self.engine)
 
+    @classmethod
+    def agent(cls, ledger: str | None = None, **settings: Any) -> Agent:
+        """For an agent's own code: the same settings, without any way to issue, stop, revoke or change budgets."""
+        return Agent(cls(ledger, **settings))
+
     def issue(
         self,
         policy: PolicyLike,
@@ -181,9 +186,11 @@ class Keybrake(Common):
         key: str | None = None,
         all: bool = False,  # noqa: A002 - the command line's word
         reason: str = "",
+        hard: bool = False,
     ) -> StopResult:
         """Refuses everything in a scope from the next call on, also keys issued later, until `resume`."""
         scopes = {"run": run, "agent": agent, "label": label, "group": group, "vendor": vendor, "key": key}
+        requests.refuse_hard(hard)
         answer = self.engine.ask("stop", scope=requests.scope(scopes, all), reason=reason, by=requests.who())
         return requests.stop_result(answer)
 
@@ -248,6 +255,11 @@ class AsyncKeybrake(Common):
             allow_live_in_tests=allow_live_in_tests,
         )
         self.budgets = AsyncBudgetDesk(self.engine)
+
+    @classmethod
+    def agent(cls, ledger: str | None = None, **settings: Any) -> AsyncAgent:
+        """For an agent's own code: the same settings, without any way to issue, stop, revoke or change budgets."""
+        return AsyncAgent(cls(ledger, **settings))
 
     async def issue(
         self,
@@ -337,10 +349,12 @@ class AsyncKeybrake(Common):
         key: str | None = None,
         all: bool = False,  # noqa: A002 - the command line's word
         reason: str = "",
+        hard: bool = False,
     ) -> StopResult:
         """As `Keybrake.stop`."""
         scopes = {"run": run, "agent": agent, "label": label, "group": group, "vendor": vendor, "key": key}
         scope = requests.scope(scopes, all)
+        requests.refuse_hard(hard)
         return requests.stop_result(await self.engine.ask_async("stop", scope=scope, reason=reason, by=requests.who()))
 
     async def resume(
@@ -405,6 +419,76 @@ class Opening:
     ) -> None:
         if self._run is not None:
             await self._run.__aexit__(kind, error, trace)
+
+
+class Agent:
+    """What an agent's own code holds: it spends by a token, and has no way to issue, stop, revoke or change budgets."""
+
+    def __init__(self, keybrake: Keybrake) -> None:
+        self._keybrake = keybrake
+
+    def open(self, token: str | Key | None = None) -> Run:
+        """A run of a token, `KEYBRAKE_TOKEN` by default. Closing it leaves the key as it is."""
+        return self._keybrake.open(token)
+
+    def run(self, token: str | Key | None = None) -> Run:
+        """As `open`, for a `with` block."""
+        return self._keybrake.run(token)
+
+    def stripe(self, token: str | Key, *, wait_ms: int = 0, **options: Any) -> stripe.StripeClient:
+        """As `Keybrake.stripe`."""
+        return self._keybrake.stripe(token, wait_ms=wait_ms, **options)
+
+    def on(self, event: HookName, hook: Hook) -> Callable[[], None]:
+        """As `Keybrake.on`."""
+        return self._keybrake.on(event, hook)
+
+    def close(self) -> None:
+        """As `Keybrake.close`."""
+        self._keybrake.close()
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncAgent:
+    """As `Agent`, in asyncio."""
+
+    def __init__(self, keybrake: AsyncKeybrake) -> None:
+        self._keybrake = keybrake
+
+    async def open(self, token: str | Key | None = None) -> AsyncRun:
+        """As `Agent.open`."""
+        return await self._keybrake.open(token)
+
+    def run(self, token: str | Key | None = None) -> Opening:
+        """As `Agent.run`, for an `async with` block."""
+        return self._keybrake.run(token)
+
+    def stripe(self, token: str | Key, *, wait_ms: int = 0, **options: Any) -> stripe.StripeClient:
+        """As `AsyncKeybrake.stripe`."""
+        return self._keybrake.stripe(token, wait_ms=wait_ms, **options)
+
+    def on(self, event: HookName, hook: Hook) -> Callable[[], None]:
+        """As `Keybrake.on`."""
+        return self._keybrake.on(event, hook)
+
+    async def close(self) -> None:
+        """As `AsyncKeybrake.close`."""
+        await self._keybrake.close()
+
+    async def __aenter__(self) -> AsyncAgent:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
 
 
 class BudgetDesk:

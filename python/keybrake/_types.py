@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from keybrake._money import Money, moment, usd_from_micros
+from keybrake._operations import StripeOperation
 
 Code: TypeAlias = Literal[
     "key_missing",
@@ -39,6 +40,8 @@ Code: TypeAlias = Literal[
 """Why a call was refused, in the order of the checks."""
 
 Vendor: TypeAlias = Literal["stripe"]
+Endpoint: TypeAlias = "StripeOperation | Literal['reads'] | str"
+"""An operation by name, `reads`, or a method and a path such as `POST /v1/refunds`."""
 Per: TypeAlias = Literal["hour", "day", "rolling_24h", "month", "run", "lifetime"]
 Unit: TypeAlias = Literal["usd", "calls", "writes", "sends"]
 State: TypeAlias = Literal["held", "unknown", "pending", "provisional", "settled", "voided"]
@@ -80,8 +83,8 @@ class Policy(TypedDict, total=False):
     window: Literal["calendar_day", "rolling_24h"]
     timezone: str
     max_amount_per_call_usd: Money
-    allowed_endpoints: Sequence[str] | Mapping[str, Sequence[str]]
-    denied_endpoints: Sequence[str] | Mapping[str, Sequence[str]]
+    allowed_endpoints: Sequence[Endpoint] | Mapping[str, Sequence[Endpoint]]
+    denied_endpoints: Sequence[Endpoint] | Mapping[str, Sequence[Endpoint]]
     allowed_customers: Sequence[str]
     allowed_accounts: Sequence[str]
     params: Mapping[str, Any]
