@@ -26,6 +26,7 @@ pub mod events;
 mod memory;
 mod memory_store;
 mod open;
+pub mod reservation;
 pub mod rules;
 mod shared;
 pub mod sqlite;

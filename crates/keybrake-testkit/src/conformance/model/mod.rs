@@ -258,7 +258,11 @@ impl Run {
             Identity::None => call,
             Identity::Step(step) => call.step(&format!("s{step}")),
             Identity::Content => call.content(),
-            Identity::CallerKey(key) => call.caller_key(&format!("k{key}")),
+            Identity::CallerKey(key) => {
+                // In two runs, so that one key comes under two identities.
+                call.facts.run = Some(format!("run_{}", customer + 1));
+                call.caller_key(&format!("k{key}"))
+            }
             Identity::Transport(id) => call.transport(&format!("t{id}")),
         };
         call = call.on_repeat(*on_repeat).remembered_for_ms(2 * 86_400_000);

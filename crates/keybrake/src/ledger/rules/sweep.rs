@@ -45,7 +45,7 @@ fn mark_overdue(step: &mut Step<'_>, limit: u32) -> Result<u32> {
         hold.changed_at_ms = step.now_ms;
         hold.unknown_reason = Some("deadline".to_owned());
         let mut deltas = Vec::new();
-        super::settle::spend_counts_of_reads(step, &mut hold, &mut deltas)?;
+        super::shares::spend_counts_of_reads(step, &mut hold, &mut deltas)?;
         let body = EventBody {
             facts: Some(hold.facts.clone()),
             state: Some(State::Unknown),
