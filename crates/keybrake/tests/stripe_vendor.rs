@@ -634,6 +634,22 @@ fn an_intents_status_tells_what_became_of_its_operations() {
     ));
 }
 
+/// A confirm that waited for the customer, who then failed, is over; one that nobody has answered yet is not, whatever
+/// an earlier confirm left behind.
+#[test]
+fn a_confirm_that_was_accepted_and_failed_later_is_found_as_failed() {
+    let mut failed = intent("requires_payment_method", 0);
+    failed["last_payment_error"] = json!({"type": "card_error"});
+    let mut confirm = asked("payment_intents.confirm", "pi_1", "");
+    assert_eq!(confirm.find(&failed), Finding::Absent);
+    confirm.object = Some("pi_1");
+    assert_eq!(confirm.found(&failed).outcome, Outcome::FailedForGood);
+    assert_eq!(
+        confirm.find(&intent("requires_payment_method", 0)),
+        Finding::Absent
+    );
+}
+
 #[test]
 fn a_raised_amount_is_there_or_it_is_not() {
     for operation in [

@@ -156,11 +156,17 @@ fn intent(call: &Unresolved<'_>, object: &Value) -> Finding {
     let wanted = field(call, "amount").and_then(|text| text.parse::<i64>().ok());
     let amount = number(object, "amount");
     let has_moved = number(object, "amount_received").is_none_or(|moved| moved > 0);
+    let failed = object.get("last_payment_error").is_some_and(Value::is_object);
     let several = field(call, "final_capture") == Some("false");
     match (call.operation, status) {
         ("payment_intents.cancel", "canceled") | (_, "succeeded") => found(call, object),
         ("payment_intents.cancel", _) => Finding::Absent,
         (_, "canceled") => found(call, object),
+        // It was accepted once, and failed since: the customer did not finish, or the bank refused. Without an earlier
+        // reply the error could be another confirm's, and ours still on its way.
+        ("payment_intents.confirm", "requires_payment_method") if call.object.is_some() && failed => {
+            found(call, object)
+        }
         // Whether declined or never made: no money moved by it, and none will without a new confirm.
         ("payment_intents.confirm", "requires_payment_method" | "requires_confirmation") => Finding::Absent,
         ("payment_intents.confirm", _) => found(call, object),
