@@ -7,6 +7,8 @@ use keybrake::audit::{Audit, AuditRow, RowFilter, printable};
 use keybrake::ledger::HoldFilter;
 use keybrake_testkit::stripe::{Simulator, SimulatorOptions, TEST_SECRET, Totals};
 use serde_json::json;
+use tokio::process::Child;
+use tokio::signal::unix::{Signal as Interrupts, SignalKind, signal};
 
 use super::simulate::{tell_totals, totals_json};
 use crate::args::DevArgs;
@@ -36,20 +38,22 @@ pub(crate) async fn run(context: &mut Context<'_>, args: DevArgs) -> Outcome {
         .env("KEYBRAKE_BASE_URL_STRIPE", simulator.url())
         .env("STRIPE_SECRET_KEY", TEST_SECRET)
         .env_remove("STRIPE_API_KEY");
+    // Before the program runs: it may be interrupted at once.
+    let interrupted = signal(SignalKind::interrupt())?;
     let child = command
         .spawn()
         .map_err(|cause| Failure::not_found(format!("{}: {cause}", program.to_string_lossy())))?;
-    let status = wait(child).await?;
+    let status = wait(child, interrupted).await?;
     tell(context, &url, &simulator.totals(), status).await?;
     Ok(code_of(status))
 }
 
 /// Waits for the program. Ctrl-C goes to it as well; what it moved is told all the same.
-async fn wait(mut child: tokio::process::Child) -> Result<ExitStatus, Failure> {
+async fn wait(mut child: Child, mut interrupted: Interrupts) -> Result<ExitStatus, Failure> {
     loop {
         tokio::select! {
             status = child.wait() => return Ok(status?),
-            interrupted = tokio::signal::ctrl_c() => interrupted?,
+            _ = interrupted.recv() => {}
         }
     }
 }

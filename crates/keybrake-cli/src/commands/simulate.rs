@@ -2,6 +2,7 @@
 
 use keybrake_testkit::stripe::{MovementKind, Simulator, SimulatorOptions, TEST_SECRET, Totals};
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::SimulateArgs;
 use crate::context::Context;
@@ -26,6 +27,9 @@ pub(crate) async fn run(context: &mut Context<'_>, args: SimulateArgs) -> Outcom
         ..SimulatorOptions::default()
     })
     .map_err(|cause| Failure::usage(format!("127.0.0.1:{port}: {cause}; another port: --port 0")))?;
+    // Before anyone is told that it runs, so that whoever ends it at once is heard.
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut terminated = signal(SignalKind::terminate())?;
     if context.json {
         context.answer(json!({"url": simulator.url(), "port": simulator.port(), "secret": TEST_SECRET}))?;
     } else {
@@ -33,7 +37,10 @@ pub(crate) async fn run(context: &mut Context<'_>, args: SimulateArgs) -> Outcom
         context.line("Ctrl-C ends it.")?;
     }
     context.io.out.flush()?;
-    tokio::signal::ctrl_c().await?;
+    tokio::select! {
+        _ = interrupted.recv() => {}
+        _ = terminated.recv() => {}
+    }
     if context.json {
         context.answer(json!({"moved": totals_json(&simulator.totals())}))?;
     } else {

@@ -1,11 +1,16 @@
 //! The command beside a process that makes governed calls: same ledger file, the simulator as the vendor, and its
 //! journal as the truth.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Stdio;
+
 use crate::common::{self, Answer, Place, answer};
 use keybrake::policy::{Code, Policy};
 use keybrake::{Keybrake, Run, Secret};
 use keybrake_testkit::stripe::{Fault, FaultKind, MovementKind, Simulator, SimulatorOptions, TEST_SECRET};
-use serde_json::json;
+use rustix::process::{Pid, Signal};
+use serde_json::{Deserializer, Value, json};
 
 /// An agent's process: the engine over the place's ledger, its calls going to the simulator.
 struct Agent {
@@ -162,4 +167,30 @@ async fn a_retry_that_joined_has_a_row_of_its_own_and_is_told_with_the_first() {
     assert_eq!(told.pointer("/why/spent_usd").unwrap(), "50.00");
     let by_end = place.json(&["why", joined.as_str().unwrap().get(28..).unwrap()]);
     assert_eq!(by_end.pointer("/why/subject/call").unwrap(), first);
+}
+
+#[test]
+fn the_simulator_says_where_it_is_and_in_the_end_what_moved() {
+    let place = Place::new();
+    let mut command = place.command();
+    command
+        .args(["--json", "simulate", "--port", "0"])
+        .stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut answers = Deserializer::from_reader(child.stdout.take().unwrap()).into_iter::<Value>();
+    let begun = answers.next().unwrap().unwrap();
+    let port = begun.get("port").unwrap().as_u64().unwrap();
+    let mut connection = TcpStream::connect(("127.0.0.1", u16::try_from(port).unwrap())).unwrap();
+    let request = format!(
+        "POST /v1/refunds HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {TEST_SECRET}\r\n\
+         Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 11\r\nConnection: close\r\n\r\ncharge=ch_1"
+    );
+    connection.write_all(request.as_bytes()).unwrap();
+    let mut reply = String::new();
+    connection.read_to_string(&mut reply).unwrap();
+    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+    rustix::process::kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let ended = answers.next().unwrap().unwrap();
+    assert_eq!(ended.pointer("/moved/0/moved_minor").unwrap(), 5_000, "{ended}");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
