@@ -174,6 +174,43 @@ mod tests {
     }
 
     #[test]
+    fn an_hour_is_cut_where_the_offset_changes() {
+        let hour = |zone: &str, at: &str| {
+            let window = current(WindowKind::Hour, zone, ms(at)).unwrap().unwrap();
+            [window.start_ms, window.end_ms].map(|at| Timestamp::from_millisecond(at).unwrap().to_string())
+        };
+        // St. John's changed its clocks at one minute past midnight; Lord Howe shifts them by half an hour.
+        for (zone, at, start, end) in [
+            (
+                "America/St_Johns",
+                "2010-03-14T03:30:30Z",
+                "2010-03-14T03:30:00Z",
+                "2010-03-14T03:31:00Z",
+            ),
+            (
+                "America/St_Johns",
+                "2010-03-14T03:31:00Z",
+                "2010-03-14T03:31:00Z",
+                "2010-03-14T04:30:00Z",
+            ),
+            (
+                "Australia/Lord_Howe",
+                "2026-04-04T14:59:59Z",
+                "2026-04-04T14:00:00Z",
+                "2026-04-04T15:00:00Z",
+            ),
+            (
+                "Australia/Lord_Howe",
+                "2026-04-04T15:00:00Z",
+                "2026-04-04T15:00:00Z",
+                "2026-04-04T15:30:00Z",
+            ),
+        ] {
+            assert_eq!(hour(zone, at), [start, end], "{zone} {at}");
+        }
+    }
+
+    #[test]
     fn an_unknown_zone_names_the_nearest() {
         let message = zone("America/New_Yrok").unwrap_err().to_string();
         assert_eq!(
