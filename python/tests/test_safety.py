@@ -157,7 +157,7 @@ def test_a_killed_process_releases_nothing(kb: keybrake.Keybrake, sim: Simulator
     key = kb.issue(capped(150))
     chance = random.Random(7)
     for round_ in range(8):
-        seen = len(sim.requests(method="POST"))
+        seen = len(sim.requests())
         mine = charges[round_ * 25 : round_ * 25 + 25]
         with started(WORKER, environment, KEYBRAKE_TOKEN=key.token, CHARGES=" ".join(mine)) as process:
             sim.wait_requests(seen + chance.randrange(1, 30))
