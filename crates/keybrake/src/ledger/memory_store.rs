@@ -23,13 +23,14 @@ pub(super) struct MemoryStore {
     records: HashMap<String, KeyRecord>,
     issued: Vec<String>,
     tokens: HashMap<TokenHash, String>,
-    budgets: BTreeMap<BudgetId, Arc<BudgetDef>>,
+    budgets: HashMap<BudgetId, Arc<BudgetDef>>,
     counters: HashMap<CounterName, Counter>,
     /// The counters' names in order, to find a family's next bucket.
     names: BTreeSet<CounterName>,
     windows: HashMap<String, Window>,
     rolling: HashMap<String, Rolling>,
-    reservations: HashMap<CallKey, Reservation>,
+    /// Boxed, so that a step moves a pointer in and the old one out.
+    reservations: HashMap<CallKey, Box<Reservation>>,
     /// Held reservations by deadline.
     deadlines: BTreeSet<(i64, CallKey)>,
     /// Reservations that hold something, by age.
@@ -107,8 +108,7 @@ impl MemoryStore {
                 Undo::Meta(meta) => self.meta = meta,
                 Undo::Key(id, old) => restore(&mut self.keys, id, old),
                 Undo::Record(id, old) => self.restore_record(id, old),
-                Undo::Budget(id, Some(old)) => drop(self.budgets.insert(id, old)),
-                Undo::Budget(id, None) => drop(self.budgets.remove(&id)),
+                Undo::Budget(id, old) => restore(&mut self.budgets, id, old),
                 Undo::Counter(name, old) => {
                     if old.is_none() {
                         self.names.remove(&name);
@@ -119,11 +119,11 @@ impl MemoryStore {
                 Undo::Rolling(family, old) => restore(&mut self.rolling, family, old),
                 Undo::Reservation(key, old) => {
                     if let Some(present) = self.reservations.remove(&key) {
-                        self.unlist(&present);
+                        self.unlist(Listing::of(&present), &key);
                     }
                     if let Some(old) = old {
-                        self.list(&old);
-                        self.reservations.insert(key, *old);
+                        self.list(Listing::of(&old), &key);
+                        self.reservations.insert(key, old);
                     }
                 }
                 Undo::Pointer(id, old) => restore(&mut self.pointers, id, old),
@@ -147,23 +147,37 @@ impl MemoryStore {
         }
     }
 
-    fn list(&mut self, reservation: &Reservation) {
-        let key = CallKey(Arc::clone(&reservation.facts));
-        if reservation.state == State::Held {
-            self.deadlines.insert((reservation.not_after_ms, key.clone()));
+    fn list(&mut self, listing: Listing, key: &CallKey) {
+        if let Some(not_after_ms) = listing.deadline_ms {
+            self.deadlines.insert((not_after_ms, key.clone()));
         }
-        if reservation.holds_something() {
-            self.open.insert((reservation.reserved_at_ms, key));
+        if let Some(reserved_at_ms) = listing.open_since_ms {
+            self.open.insert((reserved_at_ms, key.clone()));
         }
     }
 
-    fn unlist(&mut self, reservation: &Reservation) {
-        let key = CallKey(Arc::clone(&reservation.facts));
-        if reservation.state == State::Held {
-            self.deadlines.remove(&(reservation.not_after_ms, key.clone()));
+    fn unlist(&mut self, listing: Listing, key: &CallKey) {
+        if let Some(not_after_ms) = listing.deadline_ms {
+            self.deadlines.remove(&(not_after_ms, key.clone()));
         }
-        if reservation.holds_something() {
-            self.open.remove(&(reservation.reserved_at_ms, key));
+        if let Some(reserved_at_ms) = listing.open_since_ms {
+            self.open.remove(&(reserved_at_ms, key.clone()));
+        }
+    }
+}
+
+/// Where a reservation is listed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Listing {
+    deadline_ms: Option<i64>,
+    open_since_ms: Option<i64>,
+}
+
+impl Listing {
+    fn of(call: &Reservation) -> Self {
+        Self {
+            deadline_ms: (call.state == State::Held).then_some(call.not_after_ms),
+            open_since_ms: call.holds_something().then_some(call.reserved_at_ms),
         }
     }
 }
@@ -191,7 +205,10 @@ impl Store for MemoryStore {
     }
 
     fn put_key_state(&mut self, key_id: &str, state: &KeyState) -> Result<()> {
-        let old = self.keys.insert(key_id.to_owned(), state.clone());
+        let old = match self.keys.get_mut(key_id) {
+            Some(present) => Some(std::mem::replace(present, state.clone())),
+            None => self.keys.insert(key_id.to_owned(), state.clone()),
+        };
         self.undo.push(Undo::Key(key_id.to_owned(), old));
         Ok(())
     }
@@ -233,12 +250,14 @@ impl Store for MemoryStore {
 
     fn budgets(&mut self, scope: Option<&Scope>) -> Result<Vec<BudgetDef>> {
         let wanted = |def: &&Arc<BudgetDef>| scope.is_none_or(|scope| def.scope == *scope);
-        Ok(self
+        let mut found: Vec<BudgetDef> = self
             .budgets
             .values()
             .filter(wanted)
             .map(|def| BudgetDef::clone(def))
-            .collect())
+            .collect();
+        found.sort_by_cached_key(BudgetDef::id);
+        Ok(found)
     }
 
     fn counter(&mut self, name: &str) -> Result<Counter> {
@@ -295,21 +314,24 @@ impl Store for MemoryStore {
     }
 
     fn reservation(&mut self, call_id: &str) -> Result<Option<Reservation>> {
-        Ok(self.reservations.get(call_id).cloned())
+        Ok(self
+            .reservations
+            .get(call_id)
+            .map(|call| Reservation::clone(call)))
     }
 
     fn put_reservation(&mut self, reservation: Reservation) -> Result<()> {
         let key = CallKey(Arc::clone(&reservation.facts));
-        let listing = |r: &Reservation| (r.state == State::Held, r.not_after_ms, r.holds_something());
-        let old = self.reservations.get(&key);
-        if old.map(listing) != Some(listing(&reservation)) {
-            if let Some(old) = old.cloned() {
-                self.unlist(&old);
+        let before = self.reservations.get(&key).map(|old| Listing::of(old));
+        let after = Listing::of(&reservation);
+        if before != Some(after) {
+            if let Some(before) = before {
+                self.unlist(before, &key);
             }
-            self.list(&reservation);
+            self.list(after, &key);
         }
-        let old = self.reservations.insert(key.clone(), reservation);
-        self.undo.push(Undo::Reservation(key, old.map(Box::new)));
+        let old = self.reservations.insert(key.clone(), Box::new(reservation));
+        self.undo.push(Undo::Reservation(key, old));
         Ok(())
     }
 
@@ -320,7 +342,8 @@ impl Store for MemoryStore {
             .iter()
             .take_while(|(not_after_ms, _)| *not_after_ms <= now_ms)
             .take(limit)
-            .filter_map(|(_, key)| self.reservations.get(key).cloned())
+            .filter_map(|(_, key)| self.reservations.get(key))
+            .map(|call| Reservation::clone(call))
             .collect())
     }
 
@@ -333,7 +356,7 @@ impl Store for MemoryStore {
         Ok(self
             .open
             .iter()
-            .filter_map(|(_, key)| self.reservations.get(key))
+            .filter_map(|(_, key)| self.reservations.get(key).map(AsRef::as_ref))
             .filter(wanted)
             .take(usize::try_from(limit).unwrap_or(usize::MAX))
             .cloned()
