@@ -7,13 +7,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rusqlite::Connection;
-use tokio::sync::oneshot;
 
 use super::files::{self, Files};
 use super::guard::{Held, LockFile};
 use super::schema::{self, Format};
 use super::store::SqliteStore;
-use super::writer::{Job, Queue, Reader, Work, Writer, stopped};
+use super::writer::{Job, Queue, Reader, STEPS_PER_CHECKPOINT, Writer, stopped};
 use super::{SqliteOptions, fork};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ledger::rules::Flood;
@@ -21,6 +20,8 @@ use crate::ledger::types::LedgerSecret;
 
 /// How long SQLite waits for locks of foreign connections, such as a `sqlite3` shell.
 const FOREIGN_BUSY_MS: u64 = 2_000;
+/// A log of more than this (4 MiB) is folded into the database soon after it was opened.
+const LOG_BYTES_LEFT_MAX: u64 = 4 << 20;
 /// Longest wait for another thread that opens or closes a ledger (10 s), in pauses.
 const REGISTRY_PAUSES_MAX: u32 = 10_000;
 const REGISTRY_PAUSE: Duration = Duration::from_millis(1);
@@ -89,6 +90,12 @@ impl Engine {
             })
             .flatten()?;
         drop(busy);
+        // Processes that end before their turn to fold the log leave it to the next one.
+        let log_bytes = opened.held.wal().and_then(|wal| wal.metadata().ok());
+        let steps = match log_bytes {
+            Some(log) if log.len() > LOG_BYTES_LEFT_MAX => STEPS_PER_CHECKPOINT,
+            _ => 0,
+        };
         let (reader, reads) = Queue::new();
         let (writer, writes) = Queue::new();
         let reading = Reader {
@@ -104,7 +111,7 @@ impl Engine {
             wait_ms: options.wait_ms,
             reader: (reader.clone(), reader_thread),
             dead: None,
-            steps: 0,
+            steps,
             floods: BTreeMap::new(),
         };
         let writer_thread = spawn("keybrake-write", move || writing.run(&writes))?;
@@ -138,23 +145,13 @@ impl Engine {
 
     /// The number of a namespace, made if it is new. Waits for the writer.
     pub(super) fn namespace(&self, name: &str) -> Result<i64> {
-        let (found, answer) = std::sync::mpsc::channel();
-        let (to, _) = oneshot::channel();
-        let name = name.to_owned();
-        let lookup = Work {
-            ns: 0,
-            rule: move |store: &mut SqliteStore<'_>, _: &mut Flood| {
-                let ns = store.namespace(&name)?;
-                let _ = found.send(ns);
-                Ok(())
-            },
-            durable: |()| true,
-            droppable: false,
+        let (to, answer) = std::sync::mpsc::channel();
+        self.write(Box::new(Lookup {
+            name: name.to_owned(),
             kept: None,
             to,
-        };
-        self.write(Box::new(lookup))?;
-        answer.recv().map_err(|_| stopped())
+        }))?;
+        answer.recv().map_err(|_| stopped())?
     }
 
     /// Lets go of the guard file that this process inherited, so that a lock of the parent's ends with the parent.
@@ -162,6 +159,43 @@ impl Engine {
         if self.generation != fork::generation() {
             self.lock.close_in_child();
         }
+    }
+}
+
+/// Finds a namespace for [`Engine::namespace`], which waits outside of any runtime.
+struct Lookup {
+    name: String,
+    kept: Option<Result<i64>>,
+    to: std::sync::mpsc::Sender<Result<i64>>,
+}
+
+impl Job for Lookup {
+    fn ns(&self) -> i64 {
+        0
+    }
+
+    fn abandoned(&self) -> bool {
+        false
+    }
+
+    fn run(&mut self, store: &mut SqliteStore<'_>, _flood: &mut Flood) -> bool {
+        let kept = store.namespace(&self.name);
+        let stands = kept.is_ok();
+        self.kept = Some(kept);
+        stands
+    }
+
+    fn durable(&self) -> bool {
+        true
+    }
+
+    fn answer(self: Box<Self>, failure: Option<Error>) {
+        let answer = match failure {
+            Some(failure) => Err(failure),
+            None => self.kept.unwrap_or_else(|| Err(stopped())),
+        };
+        // Nobody waits any more.
+        let _ = self.to.send(answer);
     }
 }
 

@@ -572,3 +572,28 @@ pub(super) fn failed(doing: &str, error: &rusqlite::Error) -> Error {
     // SQLite's own words name tables and files, never values.
     Error::new(kind, format!("the ledger could not {doing}; nothing was sent")).because(error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counters_name_comes_back_as_it_was_given() {
+        for name in [
+            "stripe|lineage:a|usd|day|test|1795305600000",
+            "stripe|lineage:a|usd|day|test|0",
+            "stripe|lineage:a|usd|day|test|86400000",
+            "stripe|lineage:007|usd|lifetime|live|-",
+            "plain",
+        ] {
+            assert_eq!(given_name(stored_name(name).into_owned()), name);
+        }
+    }
+
+    #[test]
+    fn stored_names_sort_by_time() {
+        let names = ["f|9", "f|86400000", "f|1795305600000"];
+        let stored: Vec<_> = names.iter().map(|name| stored_name(name)).collect();
+        assert!(stored.is_sorted(), "{stored:?}");
+    }
+}

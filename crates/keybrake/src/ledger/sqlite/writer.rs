@@ -21,7 +21,7 @@ const QUEUE_MAX: usize = 8_192;
 /// Steps committed together.
 const GROUP_MAX: usize = 256;
 /// Steps after which the log is folded into the database.
-const STEPS_PER_CHECKPOINT: usize = 1_000;
+pub(super) const STEPS_PER_CHECKPOINT: usize = 1_000;
 /// Pages in the log from which on writers wait for it to be folded (128 MiB), so that it cannot grow for ever.
 const LOG_PAGES_MAX: i64 = 32_768;
 /// Longest wait for other writers when the ledger is closed.
