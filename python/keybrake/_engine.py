@@ -22,6 +22,13 @@ _inherited: list[_keybrake.Engine] = []
 """Engines that belong to a parent process. They are kept for ever: their threads do not exist here, so closing them
 would wait for what never ends."""
 
+# SQLite's memory must not be copied in the middle of a step: a child forked then could not use the ledger.
+os.register_at_fork(
+    before=_keybrake.before_fork,
+    after_in_parent=_keybrake.after_fork,
+    after_in_child=_keybrake.after_fork,
+)
+
 
 class Engine:
     """The engine behind one `Keybrake`. After a fork the child gets a fresh one with the same settings."""

@@ -107,6 +107,12 @@ class Simulator:
 def for_model(denial: str) -> str:
     """A refusal (JSON) in words for a language model."""
 
+def before_fork() -> None:
+    """Waits until no step of a ledger file is in progress in this process, and lets none begin."""
+
+def after_fork() -> None:
+    """Lets steps begin again."""
+
 def step_key(run: str, step: str) -> str:
     """SHA-256 over run and step, 48 hex digits."""
 

@@ -21,6 +21,18 @@ pub(crate) fn for_model(py: Python<'_>, denial: &str) -> PyResult<String> {
     })
 }
 
+/// Waits until no step of a ledger file is in progress in this process, and lets none begin.
+#[pyfunction]
+pub(crate) fn before_fork(py: Python<'_>) {
+    py.detach(keybrake::ledger::sqlite::fork::before);
+}
+
+/// Lets steps begin again.
+#[pyfunction]
+pub(crate) fn after_fork() {
+    keybrake::ledger::sqlite::fork::after();
+}
+
 /// SHA-256 over run and step, 48 hex digits.
 #[pyfunction]
 pub(crate) fn step_key(py: Python<'_>, run: &str, step: &str) -> PyResult<String> {

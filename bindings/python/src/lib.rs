@@ -21,7 +21,9 @@ mod _keybrake {
     #[pymodule_export]
     use crate::engine::{Engine, Task};
     #[pymodule_export]
-    use crate::helpers::{cli, content_key, for_model, item_key, operations, panic, step_key};
+    use crate::helpers::{
+        after_fork, before_fork, cli, content_key, for_model, item_key, operations, panic, step_key,
+    };
     #[pymodule_export]
     use crate::simulator::Simulator;
 

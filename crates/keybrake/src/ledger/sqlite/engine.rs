@@ -64,6 +64,13 @@ impl Engine {
         fork::check()?;
         let mut engines = registry()?;
         engines.retain(|entry| entry.engine.strong_count() > 0);
+        // What this process inherited by a fork: let go of the guard file, so that a lock of the parent's ends with
+        // the parent.
+        for entry in engines.iter().filter(|entry| entry.generation != generation) {
+            if let Some(inherited) = entry.engine.upgrade() {
+                inherited.lock.close_in_child();
+            }
+        }
         let open = engines
             .iter()
             .find(|entry| entry.generation == generation && entry.database == files.database)
@@ -152,13 +159,6 @@ impl Engine {
             to,
         }))?;
         answer.recv().map_err(|_| stopped())?
-    }
-
-    /// Lets go of the guard file that this process inherited, so that a lock of the parent's ends with the parent.
-    pub(super) fn close_inherited(&self) {
-        if self.generation != fork::generation() {
-            self.lock.close_in_child();
-        }
     }
 }
 

@@ -19,8 +19,8 @@ static GENERATION: AtomicU32 = AtomicU32::new(0);
 static BUSY: AtomicU32 = AtomicU32::new(0);
 /// Threads inside SQLite.
 static INSIDE: AtomicU32 = AtomicU32::new(0);
-/// Whether a fork is about to happen: no step may begin.
-static CLOSED: AtomicBool = AtomicBool::new(false);
+/// Forks that are about to happen: no step may begin.
+static FORKING: AtomicU32 = AtomicU32::new(0);
 /// Whether this process was forked while a thread of its parent was inside SQLite.
 static SPOILT: AtomicBool = AtomicBool::new(false);
 
@@ -30,7 +30,8 @@ const PAUSES_MAX: u32 = 25_000;
 
 /// Waits until no step is in progress and lets none begin until [`after`]. Call it right before a fork.
 pub fn before() {
-    CLOSED.store(true, Ordering::SeqCst);
+    generation();
+    FORKING.fetch_add(1, Ordering::SeqCst);
     for _ in 0..PAUSES_MAX {
         if BUSY.load(Ordering::SeqCst) == 0 {
             return;
@@ -41,7 +42,9 @@ pub fn before() {
 
 /// Lets steps begin again. Call it after a fork, in the parent and in the child.
 pub fn after() {
-    CLOSED.store(false, Ordering::SeqCst);
+    // In a child this takes back what it inherited, other threads' forks included.
+    generation();
+    let _ = FORKING.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |forks| forks.checked_sub(1));
 }
 
 /// The generation of this process: a new one in every child. Settles what a fork left behind.
@@ -56,7 +59,7 @@ pub(super) fn generation() -> u32 {
                 SPOILT.store(true, Ordering::SeqCst);
             }
             BUSY.store(0, Ordering::SeqCst);
-            CLOSED.store(false, Ordering::SeqCst);
+            FORKING.store(0, Ordering::SeqCst);
             GENERATION.fetch_add(1, Ordering::SeqCst);
         }
     }
@@ -86,7 +89,7 @@ pub(super) struct Inside(());
 pub(super) fn begin() -> Busy {
     loop {
         BUSY.fetch_add(1, Ordering::SeqCst);
-        if !CLOSED.load(Ordering::SeqCst) {
+        if FORKING.load(Ordering::SeqCst) == 0 {
             return Busy(());
         }
         BUSY.fetch_sub(1, Ordering::SeqCst);

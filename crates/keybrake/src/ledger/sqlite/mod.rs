@@ -128,9 +128,6 @@ impl SqliteLedger {
         let number = fork::generation();
         let mut generation = &self.engines;
         while generation.number != number {
-            if let Some(inherited) = generation.engine.get() {
-                inherited.close_inherited();
-            }
             generation = generation.next.get_or_init(|| Box::new(Generation::new(number)));
         }
         if let Some(engine) = generation.engine.get() {
