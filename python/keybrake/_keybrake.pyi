@@ -9,6 +9,8 @@ __all__ = [
     "Simulator",
     "Task",
     "__version__",
+    "after_fork",
+    "before_fork",
     "cli",
     "content_key",
     "for_model",
