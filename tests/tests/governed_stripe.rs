@@ -1,8 +1,10 @@
 //! Whole governed calls against the Stripe simulator, whose journal is the truth.
 
-use keybrake::brake::{CallContext, KeyOrigin};
+use keybrake::brake::{CallContext, Decision, KeyOrigin, SendEnd};
+use keybrake::client::Answer;
 use keybrake::ledger::{AdminNote, HoldFilter, State, StopScope};
 use keybrake::policy::Code;
+use keybrake::vendors::Reply;
 use keybrake_testkit::stripe::{Fault, FaultKind};
 use keybrake_tests::{World, post};
 use serde_json::json;
@@ -454,5 +456,78 @@ async fn scenario_18_a_callers_own_key_is_forwarded_untagged() {
     assert_eq!(
         posts.last().unwrap().idempotency_key.as_deref(),
         Some("my-own-key")
+    );
+}
+
+#[tokio::test]
+async fn scenario_01_paused_sender() {
+    let world = World::new(
+        json!({"vendor": "stripe", "label": "intents", "daily_usd_cap": 200,
+        "allowed_endpoints": ["payment_intents.create"]}),
+    )
+    .await;
+    let form = "amount=20000&currency=usd&confirm=true&payment_method=pm_card_visa";
+    let mut call = post("/v1/payment_intents", form);
+    let bearer = format!("Bearer {}", world.key.token.expose());
+    call.headers.push(("Authorization".to_owned(), bearer));
+    let context = CallContext {
+        key_origin: KeyOrigin::Generated,
+        ..CallContext::default()
+    };
+    let Decision::Permit(permit) = world.kb.brake().authorize(call, context).await.unwrap() else {
+        panic!("refused")
+    };
+    // The sender is frozen before its first byte; meanwhile its hold is resolved as absent and another spends.
+    assert_eq!(world.reconcile().await, 0);
+    assert_eq!(world.budget().await, (0, 0));
+    world.step("other", "/v1/payment_intents", form).await.id();
+    assert_eq!(world.charged(), 20_000);
+    // It wakes: it must not send.
+    let woken = world.kb.shell().deliver(*permit).await.unwrap();
+    assert!(
+        matches!(woken, Answer::Lost { never_sent: true, .. }),
+        "{woken:?}"
+    );
+    assert_eq!(world.charged(), 20_000, "the cap of $200 holds");
+    assert_eq!(world.budget().await, (200_000_000, 0));
+    world.verify().await;
+}
+
+#[tokio::test]
+async fn lesson_12_a_reply_that_says_no_cost_is_charged_at_the_estimate() {
+    let world = World::new(
+        json!({"vendor": "stripe", "label": "invoices", "daily_usd_cap": 20,
+        "operation_costs": {"invoices.pay": 8}, "allowed_endpoints": ["invoices.pay"]}),
+    )
+    .await;
+    for invoice in ["in_1", "in_2"] {
+        let mut call = post(&format!("/v1/invoices/{invoice}/pay"), "");
+        call.headers.push((
+            "Authorization".to_owned(),
+            format!("Bearer {}", world.key.token.expose()),
+        ));
+        let context = CallContext {
+            key_origin: KeyOrigin::Generated,
+            ..CallContext::default()
+        };
+        let Decision::Permit(permit) = world.kb.brake().authorize(call, context).await.unwrap() else {
+            panic!("refused")
+        };
+        let reply = Reply {
+            status: 200,
+            headers: Vec::new(),
+            body: r#"{"id":"in_1"}"#.into(),
+        };
+        world
+            .kb
+            .brake()
+            .settle(*permit, SendEnd::Reply(reply))
+            .await
+            .unwrap();
+    }
+    assert_eq!(world.budget().await, (16_000_000, 0), "never free");
+    assert_eq!(
+        world.post("/v1/invoices/in_3/pay", "").await.code(),
+        Some(Code::CapExceeded)
     );
 }

@@ -123,22 +123,37 @@ impl Shell {
                     return Err(Error::new(ErrorKind::Internal, "a lookup was left over"));
                 }
             };
-            let send_before_boot_ms = permit.send_before_boot_ms;
-            let mut guard = Guard::new(self, *permit);
-            let (end, error) = match guard.permit() {
-                Some(permit) => self.http.send(permit).await,
-                None => (SendEnd::NeverSent, None),
-            };
-            let unsent = matches!(end, SendEnd::NeverSent);
-            let late = unsent && self.brake.clock().boot_ms() >= send_before_boot_ms;
-            let Some(permit) = guard.disarm() else { break };
-            let answer = self.settled(permit, end, error).await?;
-            if !late {
+            let (answer, expired) = self.deliver_permit(*permit).await?;
+            if !expired {
                 return Ok(answer);
             }
             last = Some(answer);
         }
         last.ok_or_else(|| Error::new(ErrorKind::Internal, "no permit was given"))
+    }
+
+    /// Sends a permit and settles it. Past its `send_before` nothing is sent, and the answer is `Lost` with `never_sent`.
+    ///
+    /// # Errors
+    /// Of [`Brake::settle`].
+    pub async fn deliver(self: &Arc<Self>, permit: Permit) -> Result<Answer> {
+        Ok(self.deliver_permit(permit).await?.0)
+    }
+
+    /// The answer, and whether the permit expired before the first byte: then it may be asked for anew.
+    async fn deliver_permit(self: &Arc<Self>, permit: Permit) -> Result<(Answer, bool)> {
+        let send_before_boot_ms = permit.send_before_boot_ms;
+        let mut guard = Guard::new(self, permit);
+        let (end, error) = match guard.permit() {
+            Some(permit) => self.http.send(permit).await,
+            None => (SendEnd::NeverSent, None),
+        };
+        let unsent = matches!(end, SendEnd::NeverSent);
+        let expired = unsent && self.brake.clock().boot_ms() >= send_before_boot_ms;
+        let permit = guard
+            .disarm()
+            .ok_or_else(|| Error::new(ErrorKind::Internal, "a permit was used twice"))?;
+        Ok((self.settled(permit, end, error).await?, expired))
     }
 
     /// Authorises, making the reads that the engine asks for.
