@@ -1,6 +1,6 @@
 //! What a call asks of each budget that its key draws on.
 
-use super::judge::Job;
+use super::job::Job;
 use super::keys::CachedKey;
 use crate::error::Result;
 use crate::ledger::{BudgetRef, ChargeAsk, Scope, Unit};

@@ -1,6 +1,7 @@
 //! What would happen to a call, asked without consequences.
 
-use super::judge::{Job, Stage};
+use super::job::Job;
+use super::judge::Stage;
 use super::{Brake, CallContext, Check};
 use crate::error::Result;
 use crate::ledger::{AmountAsk, Ask, BudgetUsage, KeyRecord, Stop, StopScope};

@@ -4,13 +4,16 @@
 //! a shell sends what the permit holds and tells [`Brake::settle`] what came back. A permit that is dropped
 //! without an answer (cancelled task, panic, killed process) stays held: that is the rule the rest leans on.
 
+mod allowed;
 mod charges;
 mod check;
 mod credentials;
 mod identity;
+mod job;
 mod judge;
 mod keys;
 mod permit;
+mod price;
 mod replay;
 mod settle;
 
@@ -28,7 +31,8 @@ use crate::ledger::{Ask, CallFacts, Ledger, ReserveAnswer, ReserveRequest};
 use crate::policy::{Code, Denial};
 use crate::request::Call;
 use crate::vendors::{Lookup, Reply};
-use judge::{Job, Purpose, Stage};
+use job::Job;
+use judge::Stage;
 use keys::KeyCache;
 
 /// What a shell knows of a call besides its bytes: attribution and where its idempotency key came from. Grants
@@ -119,6 +123,15 @@ pub struct Pending {
     job: Job,
     lookup: Lookup,
     purpose: Purpose,
+}
+
+/// What a lookup is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// Amount, currency and owner.
+    Amount,
+    /// The customer alone, for policies and budgets that need it.
+    Owner,
 }
 
 /// Whether a call would pass, by policy and budgets as they stand. Nothing is reserved or sent.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use zeroize::Zeroizing;
 
-use super::judge::Job;
+use super::job::Job;
 use super::replay;
 use super::{Brake, Decision, Replayed};
 use crate::error::{Error, ErrorKind, Result};

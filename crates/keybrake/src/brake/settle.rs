@@ -1,8 +1,8 @@
 //! What came back, turned into proof for the ledger.
 
 use super::Brake;
-use super::judge::{object_name, to_usd};
 use super::permit::{CallRecord, Permit, SendEnd, Settled, known_vendor};
+use super::price::{object_name, to_usd};
 use super::replay::{self, Binding};
 use crate::error::Result;
 use crate::ledger::{CostSource, ObjectState, Proof, ReplyFacts, Reservation, SettleAnswer, Settlement};

@@ -1,0 +1,182 @@
+//! A call on its way to a decision: what is known of it so far.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::keys::{CachedKey, KeyCache};
+use super::permit::Prepared;
+use super::price::Priced;
+use super::{Brake, CallContext, Purpose, anonymous};
+use crate::clock::Clock;
+use crate::error::Result;
+use crate::ledger::{CallFacts, TokenHash};
+use crate::policy::{Code, CompiledPolicy, Denial};
+use crate::request::{Call, Refusal};
+use crate::vendors::{Class, Lookup, LookupAnswer, Recognised, Reply, Vendor};
+
+/// A call on its way to a decision.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) call_id: String,
+    pub(super) call: Call,
+    pub(super) context: CallContext,
+    pub(super) now_ms: i64,
+    pub(super) started_ms: i64,
+    pub(super) vendor: Option<&'static dyn Vendor>,
+    pub(super) token_hash: Option<TokenHash>,
+    pub(super) key: Option<Arc<CachedKey>>,
+    pub(super) recognised: Option<Recognised>,
+    pub(super) livemode: bool,
+    pub(super) run: Option<String>,
+    pub(super) found: Option<LookupAnswer>,
+    pub(super) lookup_refusal: Option<Refusal>,
+    pub(super) owner_read: bool,
+    pub(super) lookups: u32,
+    pub(super) priced: Option<Priced>,
+    pub(super) would_deny: Option<Denial>,
+}
+impl Job {
+    pub(super) fn new(clock: &dyn Clock, call: Call, context: CallContext) -> Self {
+        Self {
+            call_id: Uuid::now_v7().to_string(),
+            call,
+            run: context.run.clone(),
+            context,
+            now_ms: clock.now_ms(),
+            started_ms: clock.boot_ms(),
+            vendor: None,
+            token_hash: None,
+            key: None,
+            recognised: None,
+            livemode: false,
+            found: None,
+            lookup_refusal: None,
+            owner_read: false,
+            lookups: 0,
+            priced: None,
+            would_deny: None,
+        }
+    }
+
+    pub(super) fn answer(&mut self, purpose: Purpose, reply: &Reply) {
+        let (Some(vendor), Some(recognised)) = (self.vendor, self.recognised.as_mut()) else {
+            return;
+        };
+        let customer = match purpose {
+            Purpose::Owner => {
+                self.owner_read = true;
+                vendor.read_owner(recognised, reply)
+            }
+            Purpose::Amount => vendor.read_lookup(recognised, reply).map(|found| {
+                let customer = found.customer.clone();
+                self.found = Some(found);
+                customer
+            }),
+        };
+        match customer {
+            Ok(customer) => recognised.customer = recognised.customer.take().or(customer),
+            Err(refusal) => self.lookup_refusal = Some(refusal),
+        }
+    }
+
+    pub(super) fn lookup_failed(&mut self, reason: &str) {
+        self.lookup_refusal = Some(Refusal::new(
+            Code::CostUnknown,
+            format!(
+                "the read that tells what this call can cost did not succeed ({reason}); nothing was sent"
+            ),
+        ));
+    }
+
+    pub(super) fn forget_key(&mut self, cache: &KeyCache) {
+        if let Some(hash) = &self.token_hash {
+            cache.forget(hash);
+        }
+        self.key = None;
+    }
+
+    pub(super) fn cap_status(&self) -> u16 {
+        self.key
+            .as_ref()
+            .and_then(|key| key.own())
+            .map_or(429, CompiledPolicy::cap_status)
+    }
+
+    pub(super) fn operation_name(&self) -> String {
+        match &self.recognised {
+            Some(recognised) if recognised.operation.class != Class::Unknown => {
+                recognised.operation.name.to_owned()
+            }
+            _ => format!("{} {}", self.call.method, masked_path(&self.call.url)),
+        }
+    }
+
+    /// Fills in what a denial can know of its call.
+    pub(super) fn complete(&self, denial: &mut Denial) {
+        denial.call_id.clone_from(&self.call_id);
+        denial.vendor = self.vendor.map(|vendor| vendor.name().to_owned());
+        denial.operation = Some(self.operation_name());
+        denial.requested_micros = denial
+            .requested_micros
+            .or_else(|| self.priced.as_ref().map(|priced| priced.usd.micros()));
+        denial.full_detail = self
+            .key
+            .as_ref()
+            .is_none_or(|key| key.policies.iter().all(CompiledPolicy::full_detail));
+    }
+
+    pub(super) fn facts(&self) -> CallFacts {
+        let mut facts = anonymous(&self.call_id, self.operation_name());
+        facts.vendor = self.vendor.map(|vendor| vendor.name().to_owned());
+        facts.livemode = self.livemode;
+        facts.run.clone_from(&self.run);
+        facts.context.clone_from(&self.context.context);
+        for (name, value) in [("step", &self.context.step), ("item", &self.context.item)] {
+            if let Some(value) = value {
+                facts.context.insert(name.to_owned(), value.clone().into());
+            }
+        }
+        if self.lookups > 0 {
+            facts.context.insert("lookups".to_owned(), self.lookups.into());
+        }
+        if let Some(recognised) = &self.recognised {
+            facts.account.clone_from(&recognised.account);
+            facts.customer.clone_from(&recognised.customer);
+            facts.direction = recognised.operation.direction;
+            facts.moves_money = !matches!(recognised.operation.class, Class::Read | Class::Free);
+        }
+        if let Some(key) = &self.key {
+            let record = &key.record;
+            facts.key_id = Some(record.id.clone());
+            facts.key_version = record.version;
+            facts.agent.clone_from(&record.agent);
+            facts.label.clone_from(&record.label);
+            facts.groups.clone_from(&record.groups);
+        }
+        facts
+    }
+
+    /// The read that answers what the request does not say, on the same account and API version.
+    pub(super) fn prepare_lookup(&self, brake: &Brake, lookup: &Lookup) -> Result<Prepared> {
+        Prepared::read(self, brake, &lookup.path)
+    }
+}
+
+/// The URL's path without host and query.
+fn plain_path(url: &str) -> &str {
+    let path = url
+        .split_once("://")
+        .and_then(|(_, rest)| rest.find('/').and_then(|at| rest.get(at..)))
+        .unwrap_or("/");
+    path.split(['?', '#']).next().unwrap_or(path)
+}
+
+/// A path for the audit when the operation is not known: short, printable.
+fn masked_path(url: &str) -> String {
+    plain_path(url)
+        .chars()
+        .filter(char::is_ascii_graphic)
+        .take(120)
+        .collect()
+}

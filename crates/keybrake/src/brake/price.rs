@@ -1,0 +1,231 @@
+//! What a call can cost, in US dollars, and what it asks of the ledger.
+
+use super::allowed::final_params_check;
+use super::charges;
+use super::job::Job;
+use super::judge::{Stage, note_would_deny, refusal_ask};
+use super::keys::CachedKey;
+use crate::error::Result;
+use crate::ledger::{AmountAsk, Ask, IdentityAsk, ObjectRaise, Scope};
+use crate::money::{Currency, Rate, Usd, VendorAmount};
+use crate::policy::{Code, CompiledPolicy, UnknownCost};
+use crate::request::Refusal;
+use crate::vendors::{Class, Estimate, Exposure, Lookup};
+
+/// Lookups that one call may need before it is refused.
+const MOST_LOOKUPS: u32 = 3;
+
+/// What a call can cost, in US dollars.
+#[derive(Clone, Debug)]
+pub(super) struct Priced {
+    pub(super) usd: Usd,
+    pub(super) exposure: Exposure,
+    pub(super) pins: Vec<(String, String)>,
+    /// The cost comes from the policy's `operation_costs`: replies do not say it.
+    pub(super) by_policy: bool,
+}
+
+pub(super) enum Price {
+    Known(Priced),
+    Lookup(Lookup),
+}
+
+/// What the call can cost: the policy's own figure, the lookup's answer, or the vendor's estimate.
+pub(super) fn price(job: &Job, key: &CachedKey) -> std::result::Result<Price, Refusal> {
+    let (Some(vendor), Some(recognised)) = (job.vendor, &job.recognised) else {
+        return Err(Refusal::new(Code::CostUnknown, "the call was not recognised"));
+    };
+    let name = job.operation_name();
+    // The policy's figure is for operations whose cost we do not know; it never lowers one that we do.
+    let operation = recognised.operation;
+    let cost = |policy: &CompiledPolicy| {
+        policy.operation_cost(vendor.name(), operation.name, &job.call.method, &recognised.path)
+    };
+    let given = key.policies.iter().filter_map(cost).map(|cost| cost.max).max();
+    let by_policy = |usd: Usd| Priced {
+        usd,
+        exposure: Exposure::Own,
+        pins: Vec::new(),
+        by_policy: true,
+    };
+    if let (Class::Unknown, Some(usd)) = (operation.class, given) {
+        return Ok(Price::Known(by_policy(usd)));
+    }
+    if let Some(found) = &job.found {
+        let usd = to_usd(key, found.amount, job.now_ms)?;
+        let pins = if key.observes() {
+            Vec::new()
+        } else {
+            found.pins.clone()
+        };
+        return Ok(Price::Known(Priced {
+            usd,
+            exposure: found.exposure.clone(),
+            pins,
+            by_policy: false,
+        }));
+    }
+    let at_creation = key.policies.iter().any(CompiledPolicy::count_at_creation);
+    match vendor.estimate(recognised, at_creation)? {
+        Estimate::Free => {
+            let priced = Priced {
+                usd: Usd::ZERO,
+                exposure: Exposure::Own,
+                pins: Vec::new(),
+                by_policy: false,
+            };
+            Ok(Price::Known(priced))
+        }
+        Estimate::AtMost { amount, exposure } => {
+            let usd = to_usd(key, amount, job.now_ms)?;
+            Ok(Price::Known(Priced {
+                usd,
+                exposure,
+                pins: Vec::new(),
+                by_policy: false,
+            }))
+        }
+        Estimate::NeedsLookup(lookup) => allow_lookup(job, key, lookup),
+        Estimate::Unknown(reason) => given.map(|usd| Price::Known(by_policy(usd))).ok_or_else(|| {
+            Refusal::new(
+                Code::CostUnknown,
+                format!(
+                    "what {name} costs is not known: {reason}. Give it in the policy: \"operation_costs\": {{\"{name}\": 5}}"
+                ),
+            )
+        }),
+    }
+}
+
+/// The ask for a known amount: the per-call ceiling, then every budget at once.
+pub(super) fn amount(
+    job: &mut Job,
+    key: &CachedKey,
+    priced: Priced,
+    identity: Option<IdentityAsk>,
+) -> Result<Stage> {
+    job.priced = Some(priced.clone());
+    let failed = key
+        .policies
+        .iter()
+        .find_map(|policy| Some((policy, final_params_check(job, policy, &priced.pins).err()?)));
+    if let Some((policy, refusal)) = failed {
+        if !policy.observe() {
+            return Ok(Stage::Ask {
+                ask: refusal_ask(refusal, false),
+                identity,
+            });
+        }
+        note_would_deny(job, refusal);
+    }
+    let over = key
+        .policies
+        .iter()
+        .find(|policy| policy.per_call_ceiling().is_some_and(|most| priced.usd > most));
+    if let Some(policy) = over {
+        let most = policy.per_call_ceiling().unwrap_or_default();
+        let refusal = Refusal::new(
+            Code::AmountOverLimit,
+            format!("{} is above max_amount_per_call_usd, which is {most}", priced.usd),
+        );
+        if !policy.observe() {
+            return Ok(Stage::Ask {
+                ask: refusal_ask(refusal, false),
+                identity,
+            });
+        }
+        note_would_deny(job, refusal);
+    }
+    let charges = charges::charges(job, key, priced.usd)?;
+    let raise = match (&priced.exposure, job.vendor) {
+        (Exposure::Object(id), Some(_)) => Some(ObjectRaise {
+            object: object_name(job, id),
+            to: priced.usd,
+        }),
+        _ => None,
+    };
+    let would_deny = job.would_deny.clone().map(|mut denial| {
+        job.complete(&mut denial);
+        Box::new(denial)
+    });
+    let ask = AmountAsk {
+        usd: priced.usd,
+        raise,
+        charges,
+        pins: priced.pins,
+        would_deny,
+    };
+    Ok(Stage::Ask {
+        ask: Ask::Amount(ask),
+        identity,
+    })
+}
+
+/// `vendor|mode|account|object`: the name under which the ledger keeps an object's exposure.
+pub(super) fn object_name(job: &Job, id: &str) -> String {
+    let vendor = job.vendor.map_or("-", |vendor| vendor.name());
+    let mode = if job.livemode { "live" } else { "test" };
+    let account = job
+        .recognised
+        .as_ref()
+        .and_then(|recognised| recognised.account.as_deref())
+        .unwrap_or("-");
+    format!("{vendor}|{mode}|{account}|{id}")
+}
+
+/// US dollars by the rates of the policies, nearest first; rounded up.
+pub(super) fn to_usd(
+    key: &CachedKey,
+    amount: VendorAmount,
+    now_ms: i64,
+) -> std::result::Result<Usd, Refusal> {
+    let rate = if amount.currency == Currency::USD {
+        Rate::USD
+    } else {
+        let mut rates = key
+            .policies
+            .iter()
+            .map(|policy| policy.rate(amount.currency, now_ms));
+        let first = rates.next().unwrap_or(Ok(Rate::USD));
+        rates.fold(first, Result::or)?
+    };
+    rate.to_usd(amount)
+        .ok_or_else(|| Refusal::new(Code::AmountOverLimit, "the amount is too large to be counted"))
+}
+
+fn allow_lookup(job: &Job, key: &CachedKey, lookup: Lookup) -> std::result::Result<Price, Refusal> {
+    if job.lookups >= MOST_LOOKUPS {
+        return Err(Refusal::new(
+            Code::CostUnknown,
+            "three reads did not tell what this call can cost",
+        ));
+    }
+    let denies = key
+        .policies
+        .iter()
+        .any(|policy| policy.unknown_cost() == UnknownCost::Deny);
+    if denies && !lookup.amount_given {
+        return Err(Refusal::new(
+            Code::CostUnknown,
+            "the request has no amount, and the policy has `unknown_cost: deny`; give the amount in the request",
+        ));
+    }
+    Ok(Price::Lookup(lookup))
+}
+
+/// The read that names the customer, where a rule or a budget needs to know and the request does not say.
+pub(super) fn owner_lookup(job: &Job, key: &CachedKey) -> Option<Lookup> {
+    let needs = key.policies.iter().any(CompiledPolicy::has_customer_rule)
+        || key
+            .record
+            .budgets
+            .iter()
+            .any(|budget| matches!(budget.def.scope, Scope::Customer(_)));
+    let (vendor, recognised) = (job.vendor?, job.recognised.as_ref()?);
+    let unknown = recognised.customer.is_none() && job.found.is_none() && !job.owner_read;
+    if needs && unknown && job.lookups < MOST_LOOKUPS {
+        vendor.owner_lookup(recognised)
+    } else {
+        None
+    }
+}
