@@ -107,6 +107,8 @@ macro_rules! conformance {
                 invariant_13_checkpoints_and_events_are_the_counters,
                 invariant_14_reserve_is_flat,
                 invariant_15_a_late_permit_is_asked_for_anew,
+                invariant_03_an_unknown_call_is_joined_for_23_hours,
+                invariant_06_absence_is_of_the_attempts_that_were_known,
                 invariant_16_identities_outlive_their_holds;
             scenarios:
                 scenario_02_joined_429,

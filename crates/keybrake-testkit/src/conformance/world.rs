@@ -333,10 +333,11 @@ pub(super) fn no_proof(reason: &str) -> Proof {
     }
 }
 
-/// A complete listing does not contain it.
+/// A complete listing does not contain it, begun when one attempt was known.
 pub(super) fn absent() -> Proof {
     Proof::Absent {
         evidence: "refunds listed to the end".to_owned(),
+        attempts: 1,
     }
 }
 

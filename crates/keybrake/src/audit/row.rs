@@ -303,7 +303,7 @@ impl Fold {
                 put(meta, "evidence", Some(evidence.as_str()));
                 put(meta, "by", Some(by.as_str()));
             }
-            if let Proof::Absent { evidence } = proof {
+            if let Proof::Absent { evidence, .. } = proof {
                 put(meta, "evidence", Some(evidence.as_str()));
             }
         }

@@ -259,7 +259,7 @@ fn step(event: &Event) -> StoryStep {
 fn proof_text(proof: &Proof) -> Option<String> {
     match proof {
         Proof::NoProof { reason } => Some(reason.clone()),
-        Proof::Absent { evidence } => Some(evidence.clone()),
+        Proof::Absent { evidence, .. } => Some(evidence.clone()),
         Proof::Operator { evidence, by, .. } => Some(format!("{evidence} (by {by})")),
         _ => None,
     }

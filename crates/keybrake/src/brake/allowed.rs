@@ -57,10 +57,7 @@ pub(super) fn customer_check(job: &Job, vendor: &'static dyn Vendor, policy: &Co
     if !policy.has_customer_rule() {
         return Ok(());
     }
-    let unread = recognised.customer.is_none()
-        && job.found.is_none()
-        && !job.owner_read
-        && job.lookup_refusal.is_none();
+    let unread = job.found.is_none() && !job.owner_read && job.lookup_refusal.is_none();
     let priced_by_read = || {
         matches!(
             vendor.estimate(recognised, policy.count_at_creation()),

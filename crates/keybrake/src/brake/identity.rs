@@ -66,7 +66,7 @@ impl Parts<'_> {
             fields,
             wire: self.wire(),
             caller_key,
-            on_repeat: self.policy.on_repeat(),
+            on_repeat: self.key.on_repeat(),
             remember_ms: if kind == IdentityKind::Content {
                 CONTENT_MS
             } else {
@@ -83,7 +83,7 @@ impl Parts<'_> {
             .map(|key| (IdentityKind::CallerKey, key))
             .or_else(|| self.context.step.clone().map(|step| (IdentityKind::Step, step)))
             .or_else(|| self.context.item.clone().map(|item| (IdentityKind::Item, item)));
-        match (explicit, self.policy.idempotency()) {
+        match (explicit, self.key.idempotency()) {
             (Some(explicit), _) => Ok(Some(explicit)),
             (None, _) if !self.repeats_spend() => Ok(None),
             (None, Idempotency::Auto) => Ok(Some((IdentityKind::Content, String::new()))),
@@ -129,10 +129,7 @@ impl Parts<'_> {
             record.lineage.clone(),
             self.run.unwrap_or_default().to_owned(),
             self.vendor.to_owned(),
-            self.policy
-                .secret_name(self.vendor)
-                .unwrap_or_default()
-                .to_owned(),
+            self.key.secret_name(self.vendor).unwrap_or_default().to_owned(),
             if self.livemode { "live" } else { "test" }.to_owned(),
             self.recognised.account.clone().unwrap_or_default(),
             self.recognised.operation.name.to_owned(),

@@ -75,7 +75,14 @@ impl Job {
             }),
         };
         match customer {
-            Ok(customer) => recognised.customer = recognised.customer.take().or(customer),
+            // What the vendor says of the owner counts, not what the request says beside it.
+            Ok(Some(owner)) if recognised.customer.as_ref().is_some_and(|named| *named != owner) => {
+                self.lookup_refusal = Some(Refusal::new(
+                    Code::CustomerNotAllowed,
+                    "the request names another customer than the one whose object it touches",
+                ));
+            }
+            Ok(owner) => recognised.customer = owner.or_else(|| recognised.customer.take()),
             Err(refusal) => self.lookup_refusal = Some(refusal),
         }
     }

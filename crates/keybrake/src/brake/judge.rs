@@ -47,13 +47,15 @@ impl Brake {
             Ok(identity) => identity,
             Err(refusal) => return Ok(refuse(refusal, true)),
         };
-        if let Some(refusal) = job.lookup_refusal.clone() {
+        if let Some(refusal) = job.lookup_refusal.clone().filter(|_| !key.observes()) {
             return Ok(Stage::Ask {
                 ask: refusal_ask(refusal, false),
                 identity,
             });
         }
-        match price(job, &key) {
+        // An observing policy sends what it could not look up, and notes what it would have said.
+        let priced = job.lookup_refusal.clone().map_or_else(|| price(job, &key), Err);
+        match priced {
             Ok(Price::Lookup(lookup)) => Ok(Stage::Lookup {
                 lookup,
                 purpose: Purpose::Amount,
@@ -154,7 +156,7 @@ impl Brake {
                 Ok(recognised) => job.recognised = Some(recognised),
                 Err(refusal) => return Ok(Err(refusal)),
             }
-            let secret = key.own().and_then(|policy| policy.secret_name(vendor.name()));
+            let secret = key.secret_name(vendor.name());
             job.livemode = self.credentials.of(vendor, secret)?.livemode;
         }
         job.would_deny = None;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::Result;
 use crate::ledger::{KeyRecord, Ledger, TokenHash};
-use crate::policy::{CompiledPolicy, Policy};
+use crate::policy::{CompiledPolicy, Idempotency, OnRepeat, Policy};
 use crate::vendors::Builtin;
 
 /// Keys kept; beyond it the cache starts anew.
@@ -20,7 +20,7 @@ pub(crate) struct CachedKey {
 }
 
 impl CachedKey {
-    fn compile(record: KeyRecord) -> Result<Self> {
+    pub(crate) fn compile(record: KeyRecord) -> Result<Self> {
         let documents = std::iter::once(&record.policy_json).chain(&record.ancestor_policies_json);
         let policies = documents
             .map(|json| CompiledPolicy::compile(&Policy::from_json(json)?, &Builtin))
@@ -31,6 +31,45 @@ impl CachedKey {
     /// Whether every policy only observes; one that enforces is enough to enforce its own rules.
     pub(crate) fn observes(&self) -> bool {
         self.policies.iter().all(CompiledPolicy::observe)
+    }
+
+    /// The policies that refuse; all of them when all only observe, so that there is something to note.
+    pub(crate) fn judging(&self) -> impl Iterator<Item = &CompiledPolicy> {
+        let all = self.observes();
+        self.policies
+            .iter()
+            .filter(move |policy| all || !policy.observe())
+    }
+
+    /// The secret that the key or an ancestor names for a vendor (issuing refuses two that differ).
+    pub(crate) fn secret_name(&self, vendor: &str) -> Option<&str> {
+        self.policies.iter().find_map(|policy| policy.secret_name(vendor))
+    }
+
+    /// How repeats are recognised: the strictest of the policies that refuse.
+    pub(crate) fn idempotency(&self) -> Idempotency {
+        let rank = |mode: &Idempotency| match mode {
+            Idempotency::Require => 2,
+            Idempotency::Auto => 1,
+            Idempotency::Off => 0,
+        };
+        self.judging()
+            .map(CompiledPolicy::idempotency)
+            .max_by_key(rank)
+            .unwrap_or(Idempotency::Auto)
+    }
+
+    /// What a settled twin leads to: the strictest of the policies that refuse.
+    pub(crate) fn on_repeat(&self) -> OnRepeat {
+        let rank = |mode: &OnRepeat| match mode {
+            OnRepeat::Refuse => 2,
+            OnRepeat::Replay => 1,
+            OnRepeat::Execute => 0,
+        };
+        self.judging()
+            .map(CompiledPolicy::on_repeat)
+            .max_by_key(rank)
+            .unwrap_or_default()
     }
 
     /// The key's own policy.

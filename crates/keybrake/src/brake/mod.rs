@@ -33,6 +33,7 @@ use crate::request::Call;
 use crate::vendors::{Lookup, Reply};
 use job::Job;
 use judge::Stage;
+pub(crate) use keys::CachedKey;
 use keys::KeyCache;
 
 /// What a shell knows of a call besides its bytes: attribution and where its idempotency key came from. Grants

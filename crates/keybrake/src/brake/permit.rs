@@ -170,6 +170,14 @@ impl Brake {
                 .map_err(|refusal| defect(&refusal.message))?
         };
         let mut headers = forwarded(&job, vendor);
+        if job.call.body.is_empty()
+            && !body.is_empty()
+            && !headers.iter().any(|(name, _)| is_content_type(name))
+        {
+            // What we wrote into an empty body has to be read as what it is.
+            let form = Zeroizing::new("application/x-www-form-urlencoded".to_owned());
+            headers.push(("Content-Type".to_owned(), form));
+        }
         headers.extend(credential(&job, self, vendor)?);
         headers.extend(
             sent_key
@@ -308,11 +316,7 @@ fn credential(
     brake: &Brake,
     vendor: &'static dyn Vendor,
 ) -> Result<Vec<(String, Zeroizing<String>)>> {
-    let name = job
-        .key
-        .as_ref()
-        .and_then(|key| key.own())
-        .and_then(|policy| policy.secret_name(vendor.name()));
+    let name = job.key.as_ref().and_then(|key| key.secret_name(vendor.name()));
     Ok(brake.credentials().of(vendor, name)?.headers.clone())
 }
 
@@ -333,6 +337,10 @@ fn target(brake: &Brake, vendor: &'static dyn Vendor, host: Option<&str>, path: 
         .or_else(|| vendor.hosts().first().copied())
         .unwrap_or_default();
     format!("https://{host}{path}")
+}
+
+fn is_content_type(name: &str) -> bool {
+    name.eq_ignore_ascii_case("content-type")
 }
 
 fn split_url(url: &str) -> Option<(&str, &str)> {

@@ -41,7 +41,12 @@ pub(super) fn price(job: &Job, key: &CachedKey) -> std::result::Result<Price, Re
     let cost = |policy: &CompiledPolicy| {
         policy.operation_cost(vendor.name(), operation.name, &job.call.method, &recognised.path)
     };
-    let given = key.policies.iter().filter_map(cost).map(|cost| cost.max).max();
+    // Every policy that refuses has to give one, and the highest counts: a child cannot price what its parent denies.
+    let given: Option<Vec<Usd>> = key
+        .judging()
+        .map(|policy| cost(policy).map(|cost| cost.max))
+        .collect();
+    let given = given.and_then(|costs| costs.into_iter().max());
     let by_policy = |usd: Usd| Priced {
         usd,
         exposure: Exposure::Own,
@@ -173,24 +178,27 @@ pub(super) fn object_name(job: &Job, id: &str) -> String {
     format!("{vendor}|{mode}|{account}|{id}")
 }
 
-/// US dollars by the rates of the policies, nearest first; rounded up.
+/// US dollars by the rates of the policies; rounded up.
 pub(super) fn to_usd(
     key: &CachedKey,
     amount: VendorAmount,
     now_ms: i64,
 ) -> std::result::Result<Usd, Refusal> {
-    let rate = if amount.currency == Currency::USD {
-        Rate::USD
-    } else {
-        let mut rates = key
-            .policies
-            .iter()
-            .map(|policy| policy.rate(amount.currency, now_ms));
-        let first = rates.next().unwrap_or(Ok(Rate::USD));
-        rates.fold(first, Result::or)?
-    };
-    rate.to_usd(amount)
-        .ok_or_else(|| Refusal::new(Code::AmountOverLimit, "the amount is too large to be counted"))
+    let large = || Refusal::new(Code::AmountOverLimit, "the amount is too large to be counted");
+    if amount.currency == Currency::USD {
+        return Rate::USD.to_usd(amount).ok_or_else(large);
+    }
+    // Every policy that refuses has to have a rate, and the highest counts: a child cannot cheapen its parent's.
+    let mut usd = Usd::ZERO;
+    for policy in key.judging() {
+        usd = usd.max(
+            policy
+                .rate(amount.currency, now_ms)?
+                .to_usd(amount)
+                .ok_or_else(large)?,
+        );
+    }
+    Ok(usd)
 }
 
 fn allow_lookup(job: &Job, key: &CachedKey, lookup: Lookup) -> std::result::Result<Price, Refusal> {
@@ -222,7 +230,7 @@ pub(super) fn owner_lookup(job: &Job, key: &CachedKey) -> Option<Lookup> {
             .iter()
             .any(|budget| matches!(budget.def.scope, Scope::Customer(_)));
     let (vendor, recognised) = (job.vendor?, job.recognised.as_ref()?);
-    let unknown = recognised.customer.is_none() && job.found.is_none() && !job.owner_read;
+    let unknown = job.found.is_none() && !job.owner_read;
     if needs && unknown && job.lookups < MOST_LOOKUPS {
         vendor.owner_lookup(recognised)
     } else {

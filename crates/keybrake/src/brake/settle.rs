@@ -1,13 +1,13 @@
 //! What came back, turned into proof for the ledger.
 
 use super::Brake;
+use super::keys::CachedKey;
 use super::permit::{CallRecord, Permit, SendEnd, Settled, known_vendor};
 use super::price::{object_name, to_usd};
 use super::replay::{self, Binding};
 use crate::error::Result;
 use crate::ledger::{CostSource, ObjectState, Proof, ReplyFacts, Reservation, SettleAnswer, Settlement};
-use crate::money::{Currency, Rate, Usd, VendorAmount};
-use crate::policy::CompiledPolicy;
+use crate::money::{Usd, VendorAmount};
 use crate::vendors::{Outcome, Reading, Reply, Vendor};
 
 impl Brake {
@@ -51,19 +51,12 @@ impl Brake {
     pub(crate) async fn settle_found(
         &self,
         hold: &Reservation,
-        policy: &CompiledPolicy,
+        key: &CachedKey,
         vendor: &'static dyn Vendor,
         reading: &Reading,
     ) -> Result<SettleAnswer> {
         let now_ms = self.clock().now_ms();
-        let usd = |amount: VendorAmount| {
-            let rate = if amount.currency == Currency::USD {
-                Some(Rate::USD)
-            } else {
-                policy.rate(amount.currency, now_ms).ok()
-            };
-            rate?.to_usd(amount)
-        };
+        let usd = |amount: VendorAmount| to_usd(key, amount, now_ms).ok();
         let mut facts = ReplyFacts {
             vendor_request_id: reading.request_id.clone(),
             vendor_object: reading.vendor_object.clone(),
@@ -98,7 +91,15 @@ impl Brake {
             ..hold.reply_facts.clone()
         };
         self.ledger()
-            .settle(resolution(hold, Proof::Absent { evidence }, None, facts))
+            .settle(resolution(
+                hold,
+                Proof::Absent {
+                    evidence,
+                    attempts: hold.attempts,
+                },
+                None,
+                facts,
+            ))
             .await
     }
 

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use serde_json::Value;
 
 use super::{Keybrake, Run};
+use crate::brake::CachedKey;
 use crate::error::{Error, Result};
 use crate::ledger::{AdminNote, IssueKey, KeyRecord};
 use crate::policy::{Binding, CompiledPolicy, Policy, lineage, validate_id};
@@ -169,6 +170,7 @@ impl IssueBuilder {
         let mut lifetime_ms = ends_at_ms.saturating_sub(now_ms);
         if let Some(parent) = parent {
             lifetime_ms = lifetime_ms.min(parent.expires_at_ms.saturating_sub(now_ms));
+            refuse_other_secrets(&compiled, &parent)?;
             inherit(&mut record, &parent);
         }
         let issue = IssueKey {
@@ -282,6 +284,21 @@ fn agree(kind: &str, given: Option<&str>, policy: Option<&str>) -> Result<Option
     let value = given.or(policy);
     value.map_or(Ok(()), |value| validate_id(kind, value))?;
     Ok(value.map(str::to_owned))
+}
+
+/// A child that named another secret would act on another account than its parent was given.
+fn refuse_other_secrets(child: &CompiledPolicy, parent: &KeyRecord) -> Result<()> {
+    let parent = CachedKey::compile(parent.clone())?;
+    for vendor in child.vendors() {
+        if let (Some(own), Some(its)) = (child.secret_name(vendor), parent.secret_name(vendor))
+            && own != its
+        {
+            return Err(Error::policy(format!(
+                "`secret` is {own:?} here and {its:?} in the parent key's policy; a child uses its parent's"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// A child draws on its ancestors' budgets too, and every one of their policies must allow its calls.

@@ -3,12 +3,11 @@
 use serde::Serialize;
 
 use super::Keybrake;
-use crate::brake::Prepared;
+use crate::brake::{CachedKey, Prepared};
 use crate::error::Result;
 use crate::idempotency;
 use crate::ledger::{HoldFilter, Reservation, State};
-use crate::policy::{CompiledPolicy, Policy};
-use crate::vendors::{self, Builtin, Finding, Inquiry, Reply, Unresolved, Vendor};
+use crate::vendors::{self, Finding, Inquiry, Reply, Unresolved, Vendor};
 
 /// Absence is proof only so long after the last moment at which an attempt can have run.
 const MARGIN_MS: i64 = 60 * 60 * 1_000;
@@ -81,11 +80,11 @@ impl Keybrake {
         let Some(vendor) = hold.facts.vendor.as_deref().and_then(vendors::vendor) else {
             return Ok(Resolution::Open("its vendor is not known".to_owned()));
         };
-        let policy = match &hold.facts.key_id {
+        let record = match &hold.facts.key_id {
             Some(id) => self.ledger().key(id).await?,
             None => None,
         };
-        let Some(policy) = policy.and_then(|record| compiled(&record.policy_json)) else {
+        let Some(key) = record.and_then(|record| CachedKey::compile(record).ok()) else {
             return Ok(Resolution::Open(
                 "the key it was made with is not known".to_owned(),
             ));
@@ -102,16 +101,18 @@ impl Keybrake {
             reserved_at_ms: hold.reserved_at_ms,
             not_after_ms: hold.not_after_ms,
         };
-        let (finding, vendor_ms) = match self.inquire(vendor, &policy, hold, &unresolved).await? {
+        // Absence is judged by the time before the first page: what came later was not looked for.
+        let before_ms = self.ledger().info().await?.now_ms;
+        let (finding, vendor_ms) = match self.inquire(vendor, &key, hold, &unresolved).await? {
             Ok(found) => found,
             Err(reason) => return Ok(Resolution::Open(reason)),
         };
         match finding {
             Finding::Found(reading) => {
-                let answer = self.brake().settle_found(hold, &policy, vendor, &reading).await?;
+                let answer = self.brake().settle_found(hold, &key, vendor, &reading).await?;
                 Ok(Resolution::Found(answer.state.as_str().to_owned()))
             }
-            Finding::Absent => self.absent(vendor, &policy, hold, vendor_ms).await,
+            Finding::Absent => self.absent(vendor, &key, hold, (before_ms, vendor_ms)).await,
             Finding::Unclear(reason) => Ok(Resolution::Open(reason)),
             Finding::Next(_) => Ok(Resolution::Open(
                 "the listing is too long to be complete".to_owned(),
@@ -123,10 +124,24 @@ impl Keybrake {
     async fn inquire(
         &self,
         vendor: &'static dyn Vendor,
-        policy: &CompiledPolicy,
+        key: &CachedKey,
         hold: &Reservation,
         unresolved: &Unresolved<'_>,
     ) -> Result<Result<(Finding, Option<i64>), String>> {
+        let credential = self
+            .brake()
+            .credentials()
+            .of(vendor, key.secret_name(vendor.name()))?;
+        if credential.livemode != hold.facts.livemode {
+            let (ours, its) = if hold.facts.livemode {
+                ("test", "live")
+            } else {
+                ("live", "test")
+            };
+            return Ok(Err(format!(
+                "it was made with a {its}-mode secret, and this process has a {ours}-mode one"
+            )));
+        }
         let mut path = match vendor.inquiry(unresolved) {
             Inquiry::Object { path } | Inquiry::Listing { path } => path,
             Inquiry::None => {
@@ -137,13 +152,8 @@ impl Keybrake {
             }
         };
         for _ in 0..MOST_PAGES {
-            let request = Prepared::inquiry(
-                self.brake(),
-                vendor,
-                policy.secret_name(vendor.name()),
-                hold,
-                &path,
-            )?;
+            let request =
+                Prepared::inquiry(self.brake(), vendor, key.secret_name(vendor.name()), hold, &path)?;
             let reply = match self.shell().read(&request).await {
                 Ok(reply) => reply,
                 Err(reason) => return Ok(Err(format!("the vendor did not answer: {reason}"))),
@@ -161,15 +171,14 @@ impl Keybrake {
     async fn absent(
         &self,
         vendor: &'static dyn Vendor,
-        policy: &CompiledPolicy,
+        key: &CachedKey,
         hold: &Reservation,
-        vendor_ms: Option<i64>,
+        (now_ms, vendor_ms): (i64, Option<i64>),
     ) -> Result<Resolution> {
         let simulated = self.brake().credentials().base_url(vendor.name()).is_some() && !hold.facts.livemode;
         let from = hold
             .not_after_ms
             .saturating_add(if simulated { 0 } else { MARGIN_MS });
-        let now_ms = self.ledger().info().await?.now_ms;
         let apart_ms = vendor_ms.map(|vendor_ms| vendor_ms.saturating_sub(now_ms).saturating_abs());
         if apart_ms.is_none_or(|apart_ms| apart_ms > CLOCKS_AGREE_MS) {
             return Ok(Resolution::Open(
@@ -186,10 +195,13 @@ impl Keybrake {
         }
         let evidence = format!(
             "complete listing with the secret {}, read at {now_ms}",
-            policy.secret_name(vendor.name()).unwrap_or("default")
+            key.secret_name(vendor.name()).unwrap_or("default")
         );
-        self.brake().settle_absent(hold, evidence).await?;
-        Ok(Resolution::Absent)
+        match self.brake().settle_absent(hold, evidence).await {
+            Ok(_) => Ok(Resolution::Absent),
+            // It was tried again meanwhile; the others are still asked about.
+            Err(error) => Ok(Resolution::Open(error.to_string())),
+        }
     }
 
     /// Our tag, if the request carried one: a pure function of the sent key.
@@ -208,10 +220,6 @@ impl Keybrake {
 fn date_ms(reply: &Reply) -> Option<i64> {
     let date = jiff::fmt::rfc2822::parse(reply.header("date")?).ok()?;
     Some(date.timestamp().as_millisecond())
-}
-
-fn compiled(policy_json: &str) -> Option<CompiledPolicy> {
-    CompiledPolicy::compile(&Policy::from_json(policy_json).ok()?, &Builtin).ok()
 }
 
 /// Path ids and body fields, as the identity keeps them.

@@ -59,6 +59,8 @@ pub enum Proof {
     Absent {
         /// What was listed, until when.
         evidence: String,
+        /// The attempts that were known when the listing began; one more since then makes it prove nothing.
+        attempts: u32,
     },
     /// A named person decided.
     Operator {

@@ -162,6 +162,62 @@ pub async fn invariant_15_a_late_permit_is_asked_for_anew(world: &World) {
     );
 }
 
+/// The vendor forgets a key after a day, so an unknown call is joined for 23 hours and never later: an attempt under a
+/// forgotten key would be a second spend.
+pub async fn invariant_03_an_unknown_call_is_joined_for_23_hours(world: &World) {
+    let def = budget(
+        Scope::Lineage("a".into()),
+        Unit::Usd,
+        WindowKind::Lifetime,
+        1_000_000_000,
+    );
+    let key = world.key("a", std::slice::from_ref(&def)).await;
+    let call = world.call(&key, 10).step("one");
+    let first = world.granted(&call).await;
+    world.clock.advance_ms(23 * 3_600_000 - 1);
+    let joined = world.granted(&call.retry(world, &key)).await;
+    assert_eq!(
+        (joined.call_id.as_str(), joined.attempt),
+        (first.call_id.as_str(), 2)
+    );
+    world.clock.advance_ms(1);
+    assert_eq!(
+        world.denied(&call.retry(world, &key)).await.code,
+        Code::OutcomeUnknown
+    );
+    world.clock.advance_ms(HOLD_MS);
+    let twin = world.call(&key, 10).step("two");
+    assert_eq!(
+        world.denied(&twin).await.code,
+        Code::OutcomeUnknown,
+        "nor under another step"
+    );
+    assert_eq!(world.used_held(&def).await, (0, 10));
+}
+
+/// Another attempt that began after the listing makes the listing prove nothing.
+pub async fn invariant_06_absence_is_of_the_attempts_that_were_known(world: &World) {
+    let def = budget(
+        Scope::Lineage("a".into()),
+        Unit::Usd,
+        WindowKind::Lifetime,
+        1_000_000_000,
+    );
+    let key = world.key("a", std::slice::from_ref(&def)).await;
+    let call = world.call(&key, 10).step("one");
+    let first = world.granted(&call).await;
+    world.clock.advance_ms(HOLD_MS);
+    world.granted(&call.retry(world, &key)).await;
+    world.clock.advance_ms(HOLD_MS);
+    let mut listed = settlement(&first, absent());
+    listed.attempt = 0;
+    assert!(
+        world.try_settle(listed).await.is_err(),
+        "the listing knew of one attempt, and there are two"
+    );
+    assert_eq!(world.used_held(&def).await, (0, 10));
+}
+
 /// An identity is kept for 30 days after its last change, and as long as anything of it is open.
 pub async fn invariant_16_identities_outlive_their_holds(world: &World) {
     let def = budget(
@@ -182,12 +238,9 @@ pub async fn invariant_16_identities_outlive_their_holds(world: &World) {
         ReserveAnswer::Replay(_)
     ));
     world.clock.advance_ms(31 * DAY_MS);
-    let joined = world.granted(&open.retry(world, &key)).await;
-    assert_eq!(
-        (joined.call_id.as_str(), joined.joined),
-        (first.call_id.as_str(), true),
-        "open for 60 days"
-    );
+    let denial = world.denied(&open.retry(world, &key)).await;
+    assert_eq!(denial.code, Code::OutcomeUnknown, "open for 60 days");
+    assert_eq!(denial.existing.expect("the earlier call").call_id, first.call_id);
     let forgotten = world.granted(&done.retry(world, &key)).await;
     assert_eq!(
         (forgotten.joined, forgotten.generation),

@@ -312,10 +312,16 @@ impl Run {
             return Ok(());
         };
         let attempt = if settle.by_hand { 0 } else { grant.attempt };
+        let mut proof = settle.proof.clone();
+        if let Proof::Absent { attempts, .. } = &mut proof {
+            // A listing that began now; one that began before another attempt is the invariant's test.
+            let call = self.world.ledger.reservation(&grant.call_id).await.unwrap();
+            *attempts = call.map_or(0, |call| call.attempts);
+        }
         let settlement = Settlement {
             call_id: grant.call_id.clone(),
             attempt,
-            proof: settle.proof.clone(),
+            proof,
             object: settle
                 .object
                 .map(|(object, moved, closed)| keybrake::ledger::ObjectState {

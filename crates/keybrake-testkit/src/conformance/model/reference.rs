@@ -90,6 +90,7 @@ pub(super) struct ModelCall {
     /// Attempts proven not to have executed, and whether they provably never left.
     pub(super) proven: BTreeMap<u32, bool>,
     pub(super) applied: BTreeSet<(u32, &'static str)>,
+    reserved_at_ms: i64,
     pub(super) not_after_ms: i64,
     pub(super) changed_at_ms: i64,
     pub(super) end: End,
@@ -287,7 +288,9 @@ impl Model {
         }
         let done = match earlier.state {
             State::Held | State::Unknown => {
-                if before.wire == own.wire || earlier.joined_by.contains(&facts.call_id) {
+                if (before.wire == own.wire && self.may_resend(earlier.reserved_at_ms))
+                    || earlier.joined_by.contains(&facts.call_id)
+                {
                     return Err(self.join(index, facts, own));
                 }
                 return Err(Expected::Denied(Code::OutcomeUnknown));
@@ -336,7 +339,9 @@ impl Model {
             })
             .collect();
         let wire = |index: &usize| self.calls[*index].identity.as_ref().unwrap().wire.clone();
-        if twins.iter().any(|index| wire(index) != own.wire) {
+        let refuses =
+            |index: &usize| wire(index) != own.wire || !self.may_resend(self.calls[*index].reserved_at_ms);
+        if twins.iter().any(refuses) {
             return Some(Expected::Denied(Code::OutcomeUnknown));
         }
         // Which of several it joins is the ledger's choice: the one that became unknown first.
@@ -344,6 +349,11 @@ impl Model {
             .iter()
             .min_by_key(|index| self.calls[**index].changed_at_ms)?;
         Some(self.join(first, &request.facts, own))
+    }
+
+    /// The vendor keeps a key for a day; an attempt under it is safe for 23 hours.
+    fn may_resend(&self, reserved_at_ms: i64) -> bool {
+        self.now_ms - reserved_at_ms < 23 * 3_600_000
     }
 
     fn join(&mut self, index: usize, facts: &CallFacts, own: &IdentityAsk) -> Expected {
@@ -441,6 +451,7 @@ impl Model {
             joined_by: Vec::new(),
             proven: BTreeMap::new(),
             applied: BTreeSet::new(),
+            reserved_at_ms: self.now_ms,
             not_after_ms: self.now_ms + request.hold_for_ms,
             changed_at_ms: self.now_ms,
             end: End::None,

@@ -10,6 +10,9 @@ use crate::ledger::types::{
 };
 use crate::policy::{Code, Denial, ExistingCall};
 
+/// An attempt may be repeated under its vendor key for so long after the first send: 23 hours.
+const RESEND_MS: i64 = 23 * 60 * 60 * 1_000;
+
 /// How a reservation ended, in a word, where the identity has to know.
 pub(super) mod ended {
     pub(in super::super) const CHARGED: &str = "charged";
@@ -78,6 +81,13 @@ pub(super) fn resolve(step: &mut Step<'_>, request: &ReserveRequest) -> Result<R
     Ok(Resolved::Fresh(plan))
 }
 
+/// Whether the vendor still knows the key of this reservation's first attempt, so that another attempt under it cannot
+/// be a second spend. Stripe may forget keys that are 24 hours old (<https://docs.stripe.com/api/idempotent_requests>, read
+/// 2026-11-21).
+fn may_resend(earlier: &Reservation, now_ms: i64) -> bool {
+    now_ms.saturating_sub(earlier.reserved_at_ms) < RESEND_MS
+}
+
 fn first(ask: &Arc<IdentityAsk>) -> Plan {
     Plan {
         identity: Some(Arc::clone(ask)),
@@ -114,7 +124,8 @@ fn by_earlier(step: &Step<'_>, ask: &Arc<IdentityAsk>, earlier: Reservation, cal
     }
     match earlier.state {
         State::Held | State::Unknown => {
-            let same_wire = earlier.identity.as_ref().is_some_and(|own| own.wire == ask.wire);
+            let same_wire = earlier.identity.as_ref().is_some_and(|own| own.wire == ask.wire)
+                && may_resend(&earlier, step.now_ms);
             if same_wire || earlier.joined_by.iter().any(|joined| joined == call_id) {
                 Resolved::Join(earlier)
             } else {
@@ -237,7 +248,7 @@ fn unknown_twin(step: &mut Step<'_>, ask: &IdentityAsk) -> Result<Option<(Reserv
             continue;
         }
         let same_wire = own.wire == ask.wire;
-        if !same_wire {
+        if !same_wire || !may_resend(&twin, step.now_ms) {
             return Ok(Some((twin, false)));
         }
         found.get_or_insert((twin, true));

@@ -3,7 +3,7 @@
 use super::identity::{ended, settled_elsewhere};
 use super::object::Share;
 use super::step::{Step, internal};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ledger::events::EventKind;
 use crate::ledger::table::Effect;
 use crate::ledger::types::{Proof, Reservation, Settlement, State};
@@ -87,6 +87,14 @@ pub(super) fn outcome(
         Effect::VoidIfAllProven | Effect::VoidUnsent => attempt_ended(call, settlement, from),
         Effect::VoidForGood => voided(call, ended::DECLINED, Counts::Spend),
         Effect::VoidSameGeneration => {
+            if let Proof::Absent { attempts, .. } = &settlement.proof
+                && *attempts != call.attempts
+            {
+                return Err(Error::ledger(format!(
+                    "call {} was tried again while the vendor was being asked; ask again later",
+                    settlement.call_id
+                )));
+            }
             if step.now_ms < call.not_after_ms {
                 return Err(internal(format!(
                     "absence proves nothing of call {} before its last attempt can no longer be in flight",

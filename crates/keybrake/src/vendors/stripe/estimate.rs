@@ -28,7 +28,15 @@ pub(super) fn estimate(call: &Recognised, count_at_creation: bool) -> Result<Est
 /// Free operations, but for the fields that make them something else.
 fn free(call: &Recognised) -> Estimate {
     let costly: &[&str] = match call.operation.name {
-        "customers.create" | "customers.update" => &["balance", "cash_balance", "coupon", "promotion_code"],
+        "customers.create" | "customers.update" => &[
+            "balance",
+            "cash_balance",
+            "coupon",
+            "promotion_code",
+            // A new source may be charged at once for invoices that are past due.
+            "source",
+            "card",
+        ],
         // A schedule of automatic payouts.
         "accounts.create" | "accounts.update" => &["settings[payouts]"],
         // What is left in the account moves there when it is closed.
@@ -153,7 +161,13 @@ pub(super) fn read_lookup(call: &Recognised, reply: &Reply) -> Result<LookupAnsw
         "payment_intents.capture" => {
             let moved = number(&object, "amount_received").unwrap_or(0);
             let more = pinned(call, "amount_to_capture", number(&object, "amount_capturable"))?;
-            more.raising(&object, moved)?
+            if truth(call.field("final_capture"), true) {
+                more.raising(&object, moved)?
+            } else {
+                // Another partial capture may be under way, of which this reading knows nothing: hold all that can be
+                // captured. The pin stays what was asked for.
+                more.raising_to_all(&object)?
+            }
         }
         "payment_intents.increment_authorization" => {
             let total = pinned(call, "amount", None)?;
@@ -248,6 +262,18 @@ impl Pinned {
         })
     }
 
+    /// Exposure of the object that was looked up, raised to all that it is for.
+    fn raising_to_all(self, object: &Value) -> Result<LookupAnswer, Refusal> {
+        let whole = number(object, "amount").ok_or_else(|| unanswered("has no amount"))?;
+        let pins = self.pins.clone();
+        let answer = Self {
+            minor: whole.max(self.minor),
+            ..self
+        }
+        .raising(object, 0)?;
+        Ok(LookupAnswer { pins, ..answer })
+    }
+
     /// Exposure of the object that was looked up, raised to what has moved already and this.
     fn raising(self, object: &Value, moved: i64) -> Result<LookupAnswer, Refusal> {
         let total = self
@@ -277,7 +303,7 @@ const OWNED: &[&str] = &[
 pub(super) fn owner_lookup(call: &Recognised) -> Option<Lookup> {
     let pattern = call.operation.path;
     let id = call.ids.first()?;
-    if call.customer.is_some() || !is_id(id) {
+    if !is_id(id) {
         return None;
     }
     let owned = OWNED.iter().find_map(|prefix| {

@@ -104,6 +104,10 @@ fn page(call: &Unresolved<'_>, body: &Value, path: &str) -> Finding {
     for object in data {
         match call.tag {
             Some(tag) if tag_of(object) == Some(tag) => return found(call, object),
+            // The tag may have been taken off it, or never been sent: an object without one could still be ours.
+            Some(_) if tag_of(object).is_none() && fits(call, object) => {
+                return Finding::Unclear("an_untagged_twin_exists".to_owned());
+            }
             Some(_) => {}
             None if fits(call, object) => return Finding::Unclear("a_twin_exists".to_owned()),
             None => {}

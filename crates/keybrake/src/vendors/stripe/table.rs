@@ -23,17 +23,17 @@ pub(super) const METER: &str = "meter-events.stripe.com";
 #[rustfmt::skip]
 const KNOWN: &[Operation] = &[
     money("charges.create", "/v1/charges", 1, &[
-        "amount", "currency", "customer", "source", "capture", "on_behalf_of", "application_fee_amount",
+        "amount", "currency", "customer", "source", "card", "capture", "on_behalf_of", "application_fee_amount",
         "destination", "transfer_data[destination]", "transfer_data[amount]",
     ], true),
     money("charges.capture", "/v1/charges/*/capture", 1, &["amount"], false),
     money("payment_intents.create", "/v1/payment_intents", 1, &[
-        "amount", "currency", "customer", "customer_account", "payment_method", "confirm", "capture_method",
-        "on_behalf_of", "application_fee_amount", "transfer_data[destination]", "transfer_data[amount]",
+        "amount", "currency", "customer", "customer_account", "payment_method", "payment_method_data", "source",
+        "confirmation_token", "confirm", "capture_method", "on_behalf_of", "application_fee_amount", "transfer_data[destination]", "transfer_data[amount]",
     ], true),
     money("payment_intents.update", "/v1/payment_intents/*", 1, ALL, false),
     money("payment_intents.confirm", "/v1/payment_intents/*/confirm", 1,
-        &["amount_to_confirm", "payment_method", "confirmation_token", "capture_method"], false),
+        &["amount_to_confirm", "payment_method", "payment_method_data", "confirmation_token", "capture_method"], false),
     money("payment_intents.capture", "/v1/payment_intents/*/capture", 1, &["amount_to_capture", "final_capture"], false),
     money("payment_intents.increment_authorization", "/v1/payment_intents/*/increment_authorization", 1, &["amount"], false),
     free("POST", "payment_intents.cancel", "/v1/payment_intents/*/cancel"),
