@@ -1,11 +1,16 @@
 //! Whole governed calls against the Stripe simulator, whose journal is the truth.
 
+use std::sync::Arc;
+
 use keybrake::brake::{CallContext, Decision, KeyOrigin, SendEnd};
 use keybrake::client::Answer;
+use keybrake::clock::{Clock, ManualClock, SystemClock};
+use keybrake::facade::{Keybrake, Resolution};
 use keybrake::ledger::{AdminNote, HoldFilter, State, StopScope};
-use keybrake::policy::Code;
+use keybrake::policy::{Code, Policy};
+use keybrake::secret::Secret;
 use keybrake::vendors::Reply;
-use keybrake_testkit::stripe::{Fault, FaultKind};
+use keybrake_testkit::stripe::{Fault, FaultKind, MovementKind, Simulator, SimulatorOptions};
 use keybrake_tests::{World, post};
 use serde_json::json;
 
@@ -530,4 +535,114 @@ async fn lesson_12_a_reply_that_says_no_cost_is_charged_at_the_estimate() {
         world.post("/v1/invoices/in_3/pay", "").await.code(),
         Some(Code::CapExceeded)
     );
+}
+
+#[tokio::test]
+async fn a_live_call_is_never_resolved_with_a_test_mode_secret() {
+    let clock = Arc::new(ManualClock::at(SystemClock.now_ms()));
+    let ledger = keybrake::ledger::open("memory:", clock.clone()).unwrap();
+    let build = |secret: &str| {
+        Keybrake::builder()
+            .shared_ledger(ledger.clone())
+            .secret("stripe", Secret::value(secret))
+            .clock(clock.clone())
+    };
+    let live = build("sk_live_0123456789abcdef").build().await.unwrap();
+    let policy = json!({"vendor": "stripe", "label": "live", "daily_usd_cap": 500,
+        "timezone": keybrake_tests::noon_zone(), "allowed_endpoints": ["payouts.create"]});
+    let key = live.issue(Policy::from_value(&policy).unwrap()).await.unwrap();
+    let mut call = post("/v1/payouts", "amount=5000&currency=usd");
+    call.headers.push((
+        "Authorization".to_owned(),
+        format!("Bearer {}", key.token.expose()),
+    ));
+    let context = CallContext {
+        key_origin: KeyOrigin::Generated,
+        ..CallContext::default()
+    };
+    // The permit is dropped, as by a crash: nobody knows whether it left.
+    drop(live.brake().authorize(call, context).await.unwrap());
+    clock.advance_ms(2 * 3_600_000);
+    let stripe = Simulator::start(SimulatorOptions::default()).unwrap();
+    let test = build("sk_test_simulator")
+        .base_url("stripe", stripe.url())
+        .build()
+        .await
+        .unwrap();
+    let found = test.reconcile(HoldFilter::default(), |_, _| ()).await.unwrap();
+    assert!(
+        matches!(&found[0].resolution, Resolution::Open(why) if why.contains("live-mode")),
+        "{found:?}"
+    );
+    assert_eq!(
+        test.holds(HoldFilter::default()).await.unwrap().len(),
+        1,
+        "the hold stands"
+    );
+}
+
+#[tokio::test]
+async fn a_call_that_could_carry_no_tag_is_not_taken_for_absent() {
+    let world = World::new(refunds(500)).await;
+    world
+        .stripe
+        .fault(Fault::new(FaultKind::DropAfterExecuting).on("POST", "/v1/refunds"))
+        .unwrap();
+    let lost = world
+        .post("/v1/refunds", "charge=ch_1&amount=2000&metadata=")
+        .await;
+    assert!(lost.denial.is_none(), "{lost:?}");
+    assert_eq!(
+        world.reconcile().await,
+        1,
+        "an object without a tag could be ours: the hold stands"
+    );
+    assert_eq!((world.refunded(), world.budget().await), (2_000, (0, 20_000_000)));
+}
+
+#[tokio::test]
+async fn the_vendor_says_whose_object_it_is_not_the_request() {
+    let policy = json!({"vendor": "stripe", "label": "one", "daily_usd_cap": 500, "allowed_customers": ["cus_2"],
+        "allowed_endpoints": ["refunds.create", "payment_intents.update"]});
+    let world = World::new(policy).await;
+    for (path, form) in [
+        ("/v1/refunds", "charge=ch_1&amount=100&customer=cus_2"),
+        ("/v1/payment_intents/pi_2", "description=mine&customer=cus_2"),
+    ] {
+        let ended = world.post(path, form).await;
+        assert_eq!(ended.code(), Some(Code::CustomerNotAllowed), "{path}: {ended:?}");
+    }
+    assert_eq!(
+        world
+            .stripe
+            .requests()
+            .iter()
+            .filter(|request| request.method == "POST")
+            .count(),
+        0
+    );
+}
+
+#[tokio::test]
+async fn a_childs_rate_does_not_stand_in_for_its_parents() {
+    let world = World::new(refunds(500)).await;
+    let now = keybrake::audit::time_text(SystemClock.now_ms());
+    let today = now.get(..10).unwrap();
+    let child = json!({"vendor": "stripe", "label": "child", "parent": world.key.id, "daily_usd_cap": 500,
+        "currency_rates": {"eur": {"usd": "0.01", "as_of": today, "max_age": "366d"}},
+        "allowed_endpoints": ["refunds.create"]});
+    let child = world.issue(child, "run_1").await;
+    let context = CallContext {
+        key_origin: KeyOrigin::Generated,
+        ..CallContext::default()
+    };
+    let ended = world
+        .call(&child, post("/v1/refunds", "charge=ch_eur&amount=2500"), context)
+        .await;
+    assert_eq!(
+        ended.code(),
+        Some(Code::CurrencyNotAllowed),
+        "the parent has no rate: {ended:?}"
+    );
+    assert_eq!(world.stripe.moved(MovementKind::Refund, "eur"), 0);
 }

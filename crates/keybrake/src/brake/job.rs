@@ -82,6 +82,8 @@ impl Job {
                     "the request names another customer than the one whose object it touches",
                 ));
             }
+            // An object of nobody's stays nobody's, whoever the request names beside it; an update may give it one.
+            Ok(None) if purpose == Purpose::Amount => recognised.customer = None,
             Ok(owner) => recognised.customer = owner.or_else(|| recognised.customer.take()),
             Err(refusal) => self.lookup_refusal = Some(refusal),
         }
