@@ -321,7 +321,7 @@ async fn absence_proves_nothing_when_the_clocks_disagree() {
 
 #[tokio::test]
 async fn fifty_at_once_never_pass_the_cap() {
-    let world = std::sync::Arc::new(World::new(refunds(50)).await);
+    let world = Arc::new(World::new(refunds(50)).await);
     let tasks: Vec<_> = (0..50)
         .map(|n| {
             let world = world.clone();
