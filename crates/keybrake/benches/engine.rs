@@ -175,7 +175,7 @@ async fn engine(url: &str, live: usize) -> Sample {
     for n in 0..count {
         let call = call(key.token.expose(), "call", n);
         let start = Instant::now();
-        once(keybrake.brake(), call).await;
+        once(keybrake.brake(), call, n).await;
         nanos.push(start.elapsed().as_nanos() as u64);
     }
     let _ = clock.now_ms();
@@ -186,16 +186,17 @@ async fn engine(url: &str, live: usize) -> Sample {
     }
 }
 
-async fn once(brake: &Arc<Brake>, call: Call) {
+async fn once(brake: &Arc<Brake>, call: Call, n: usize) {
     let Decision::Permit(permit) = brake.authorize(call, context()).await.unwrap() else {
         panic!("refused")
     };
-    let body = r#"{"id":"pi_1","object":"payment_intent","amount":100,"amount_capturable":0,"amount_received":100,
+    // Every intent is its own object, as at the vendor.
+    let body = r#"{"id":"pi_@","object":"payment_intent","amount":100,"amount_capturable":0,"amount_received":100,
         "currency":"usd","status":"succeeded","latest_charge":"ch_1","metadata":{}}"#;
     let reply = Reply {
         status: 200,
         headers: vec![("request-id".to_owned(), "req_1".to_owned())],
-        body: body.as_bytes().into(),
+        body: body.replace('@', &n.to_string()).into(),
     };
     let settled = brake.settle(*permit, SendEnd::Reply(reply)).await.unwrap();
     assert!(!settled.record.unrecorded);
