@@ -134,6 +134,11 @@ impl Brake {
             SendEnd::Lost { reason } => (Proof::NoProof { reason }, None, None, None),
             SendEnd::Reply(reply) => {
                 let (proof, object, sealed) = self.proof(permit, vendor, &reply, &mut facts);
+                // The books let go of it: nothing in the reply may still make its money move.
+                let reply = match proof {
+                    Proof::DidNotExecute | Proof::FailedForGood => vendor.redact(reply),
+                    _ => reply,
+                };
                 (proof, object, sealed, Some(reply))
             }
         };

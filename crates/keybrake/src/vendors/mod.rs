@@ -348,6 +348,10 @@ pub trait Vendor: Send + Sync + std::fmt::Debug {
     /// A denial as this vendor's SDK expects an error: status, lower-case headers, body.
     fn refusal(&self, denial: &Denial, status: u16, now_ms: i64) -> Reply;
 
+    /// The reply to a call that moved nothing, as its caller may have it: without what could still make its money
+    /// move past the books (client secrets), and with headers that fit the body.
+    fn redact(&self, reply: Reply) -> Reply;
+
     /// A recorded reply without what must not be stored (client secrets, cookies).
     fn strip(&self, reply: &Reply) -> Reply;
 

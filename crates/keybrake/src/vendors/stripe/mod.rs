@@ -9,6 +9,7 @@ mod inquiry;
 mod object;
 mod read;
 mod recognise;
+mod redact;
 mod reply;
 mod table;
 
@@ -171,6 +172,10 @@ impl Vendor for Stripe {
 
     fn refusal(&self, denial: &Denial, status: u16, now_ms: i64) -> Reply {
         reply::refusal(denial, status, now_ms)
+    }
+
+    fn redact(&self, reply: Reply) -> Reply {
+        redact::redacted(reply)
     }
 
     fn strip(&self, reply: &Reply) -> Reply {
