@@ -366,7 +366,9 @@ impl Fold {
 
 impl AuditRow {
     fn saw_budget(&mut self, view: &BudgetView) {
-        self.cap_usage_after_usd = taken_usd(view);
+        if view.counts() {
+            self.cap_usage_after_usd = taken_usd(view);
+        }
         self.metadata.insert("budget".into(), view.name.clone().into());
         let cap = (view.unit == "usd").then(|| Usd::from_micros(view.cap).to_string());
         put(&mut self.metadata, "budget_cap_usd", cap);

@@ -287,8 +287,10 @@ fn see(step: &mut StoryStep, view: &BudgetView, event: &Event) {
     };
     let after = view.used.saturating_add(view.held);
     step.budget = Some(view.name.clone());
-    step.before = Some(show(after.saturating_sub(change)));
-    step.after = Some(show(after));
+    if view.counts() {
+        step.before = Some(show(after.saturating_sub(change)));
+        step.after = Some(show(after));
+    }
     step.cap = Some(show(view.cap));
 }
 

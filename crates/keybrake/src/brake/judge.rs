@@ -70,7 +70,7 @@ impl Brake {
                 None => amount(job, &key, priced, identity),
             },
             Err(refusal) if key.observes() => {
-                note_would_deny(job, refusal);
+                note_would_deny(job, refusal.into());
                 let free = Priced {
                     usd: Usd::ZERO,
                     exposure: Exposure::Own,
@@ -169,7 +169,7 @@ impl Brake {
                 if !policy.observe() {
                     return Ok(Err(refusal));
                 }
-                note_would_deny(job, refusal);
+                note_would_deny(job, refusal.into());
             }
         }
         Ok(Ok(()))
@@ -214,9 +214,9 @@ fn identity(brake: &Brake, job: &Job, key: &CachedKey) -> std::result::Result<Op
     parts.identity()
 }
 
-pub(super) fn note_would_deny(job: &mut Job, refusal: Refusal) {
+pub(super) fn note_would_deny(job: &mut Job, denial: Denial) {
     if job.would_deny.is_none() {
-        job.would_deny = Some(Denial::new(refusal.code, refusal.message));
+        job.would_deny = Some(denial);
     }
 }
 
@@ -229,7 +229,7 @@ fn refuse(refusal: Refusal, early: bool) -> Stage {
 
 pub(super) fn refusal_ask(refusal: Refusal, early: bool) -> Ask {
     Ask::Refuse {
-        denial: Box::new(Denial::new(refusal.code, refusal.message)),
+        denial: Box::new(refusal.into()),
         early,
     }
 }

@@ -278,7 +278,7 @@ impl CallRecord {
     pub(super) fn denied(job: &Job, denial: &Denial, status: u16) -> Self {
         let mut record = Self::of(job, &denial.call_id, denial.code.as_str());
         record.status_code = Some(status);
-        record.tightest.clone_from(&denial.budget);
+        record.tightest = denial.budget.clone().filter(BudgetView::counts);
         record
     }
 }

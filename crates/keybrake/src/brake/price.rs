@@ -8,7 +8,7 @@ use super::keys::CachedKey;
 use crate::error::Result;
 use crate::ledger::{AmountAsk, Ask, IdentityAsk, ObjectRaise, Scope};
 use crate::money::{Currency, Rate, Usd, VendorAmount};
-use crate::policy::{Code, CompiledPolicy, UnknownCost};
+use crate::policy::{BudgetView, Code, CompiledPolicy, Denial, UnknownCost};
 use crate::request::Refusal;
 use crate::vendors::{Class, Estimate, Exposure, Lookup};
 
@@ -121,25 +121,24 @@ pub(super) fn amount(
                 identity,
             });
         }
-        note_would_deny(job, refusal);
+        note_would_deny(job, refusal.into());
     }
     let over = key
         .policies
         .iter()
         .find(|policy| policy.per_call_ceiling().is_some_and(|most| priced.usd > most));
     if let Some(policy) = over {
-        let most = policy.per_call_ceiling().unwrap_or_default();
-        let refusal = Refusal::new(
-            Code::AmountOverLimit,
-            format!("{} is above max_amount_per_call_usd, which is {most}", priced.usd),
-        );
+        let denial = over_limit(job, priced.usd, policy.per_call_ceiling().unwrap_or_default());
         if !policy.observe() {
             return Ok(Stage::Ask {
-                ask: refusal_ask(refusal, false),
+                ask: Ask::Refuse {
+                    denial: Box::new(denial),
+                    early: false,
+                },
                 identity,
             });
         }
-        note_would_deny(job, refusal);
+        note_would_deny(job, denial);
     }
     let charges = charges::charges(job, key, priced.usd)?;
     let raise = match (&priced.exposure, job.vendor) {
@@ -164,6 +163,15 @@ pub(super) fn amount(
         ask: Ask::Amount(ask),
         identity,
     })
+}
+
+fn over_limit(job: &Job, asked: Usd, most: Usd) -> Denial {
+    let message = format!("${asked} is above max_amount_per_call_usd, which is ${most}");
+    let vendor = job.vendor.map_or("-", |vendor| vendor.name());
+    Denial {
+        budget: Some(BudgetView::per_call(vendor, most)),
+        ..Denial::new(Code::AmountOverLimit, message)
+    }
 }
 
 /// `vendor|mode|account|object`: the name under which the ledger keeps an object's exposure.

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::money::Usd;
+use crate::request::Refusal;
+
 /// Why a call was refused. The order is the order of the checks; the first that fails names the denial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -152,7 +155,8 @@ pub struct Denial {
     /// What the call asked for, in micro-USD.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requested_micros: Option<i64>,
-    /// The budget that is full, for `cap_exceeded` and `cap_held`.
+    /// The budget that is full, for `cap_exceeded` and `cap_held`; the ceiling of one call (`per: "call"`), for
+    /// `amount_over_limit`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<BudgetView>,
     /// The stop that covers the key, for `stopped`.
@@ -192,6 +196,12 @@ impl Denial {
     }
 }
 
+impl From<Refusal> for Denial {
+    fn from(refusal: Refusal) -> Self {
+        Self::new(refusal.code, refusal.message)
+    }
+}
+
 /// One budget as seen at one moment. `unit` is `usd` (numbers are micro-USD) or a count.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BudgetView {
@@ -199,7 +209,8 @@ pub struct BudgetView {
     pub name: String,
     /// `usd`, `calls`, `writes` or `sends`.
     pub unit: String,
-    /// `hour`, `day`, `rolling_24h`, `month`, `run` or `lifetime`.
+    /// `hour`, `day`, `rolling_24h`, `month`, `run` or `lifetime`; `call` for the ceiling of one call, which is no
+    /// budget: nothing is used of it.
     pub per: String,
     /// The cap: micro-USD for `usd`, else a count.
     pub cap: i64,
@@ -215,6 +226,25 @@ pub struct BudgetView {
 }
 
 impl BudgetView {
+    /// The ceiling of one call as `amount_over_limit` shows it.
+    pub fn per_call(vendor: &str, most: Usd) -> Self {
+        Self {
+            name: format!("{vendor} max_amount_per_call_usd"),
+            unit: "usd".to_owned(),
+            per: "call".to_owned(),
+            cap: most.micros(),
+            used: 0,
+            held: 0,
+            resets_at_ms: None,
+            hold_ids: Vec::new(),
+        }
+    }
+
+    /// Whether it counts something: the ceiling of one call does not.
+    pub fn counts(&self) -> bool {
+        self.per != "call"
+    }
+
     /// What is left: cap − used − held, never below zero.
     pub fn remaining(&self) -> i64 {
         self.cap

@@ -36,7 +36,7 @@ pub(super) fn refusal(denial: &Denial, status: u16, now_ms: i64) -> Reply {
     if matches!(denial.code, Code::CapExceeded | Code::CapHeld) {
         headers.push(("x-keybrake-cap-hit", "true".to_owned()));
     }
-    if let Some(budget) = &denial.budget {
+    if let Some(budget) = denial.budget.as_ref().filter(|budget| budget.counts()) {
         budget_headers(&mut headers, budget, now_ms);
     }
     Reply {
