@@ -102,8 +102,52 @@ pub struct Checkpoint {
     pub signature: String,
 }
 
+/// A comparison that a decision rests on.
+///
+/// A backend that runs the rules inside a transaction has nothing to do with it. One that runs them on a copy of the
+/// ledger's records commits only if every comparison still comes out the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding<'a> {
+    /// The ledger's time was compared with this moment: whether it was reached.
+    Reached {
+        /// Unix milliseconds.
+        at_ms: i64,
+    },
+    /// What a budget has used (and holds, if `with_held`), together with `amount`, was compared with its cap.
+    Room {
+        /// The counter, or the family of a rolling window.
+        counter: &'a str,
+        /// Whether it is the running sum of a rolling window.
+        rolling: bool,
+        /// What was found there.
+        found: Counter,
+        /// Whether what is held was counted too.
+        with_held: bool,
+        /// What is to be added, in the budget's unit.
+        amount: i64,
+        /// The cap, in the budget's unit.
+        cap: i64,
+        /// How it came out.
+        fits: bool,
+    },
+    /// The open holds of a key were compared with the most that it may have.
+    OpenHolds {
+        /// The key.
+        key_id: &'a str,
+        /// The most.
+        max: u32,
+        /// Whether it has as many.
+        full: bool,
+    },
+}
+
 /// One atomic step of a backend. All names are full strings; the backend adds its namespace.
 pub trait Store {
+    /// Notes a comparison that the step's outcome rests on.
+    fn found(&mut self, finding: Finding<'_>) {
+        let _ = finding;
+    }
+
     /// The ledger's own record.
     fn meta(&mut self) -> Result<Meta>;
     /// Writes it.
@@ -113,6 +157,18 @@ pub trait Store {
     fn key_state(&mut self, key_id: &str) -> Result<Option<KeyState>>;
     /// Writes it.
     fn put_key_state(&mut self, key_id: &str, state: &KeyState) -> Result<()>;
+    /// Counts one open hold more, or one less, for a key that exists.
+    fn count_open_hold(&mut self, key_id: &str, more: bool) -> Result<()> {
+        if let Some(mut key) = self.key_state(key_id)? {
+            key.open_holds = if more {
+                key.open_holds.saturating_add(1)
+            } else {
+                key.open_holds.saturating_sub(1)
+            };
+            self.put_key_state(key_id, &key)?;
+        }
+        Ok(())
+    }
     /// A key's record as issued.
     fn key_record(&mut self, key_id: &str) -> Result<Option<KeyRecord>>;
     /// The id of the key with this token hash.
@@ -131,6 +187,10 @@ pub trait Store {
 
     /// A counter; zero if there is none.
     fn counter(&mut self, name: &str) -> Result<Counter>;
+    /// A counter whose exact value the step carries elsewhere: the bucket that leaves a rolling window.
+    fn exact_counter(&mut self, name: &str) -> Result<Counter> {
+        self.counter(name)
+    }
     /// Writes it.
     fn put_counter(&mut self, name: &CounterName, counter: Counter) -> Result<()>;
     /// All counters, sorted by name.

@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use super::step::{BUCKET_MS, ROLLING_MS, Step, bucket_expired, corrupt, internal, sum};
+use super::step::{BUCKET_MS, ROLLING_MS, Step, corrupt, internal, sum};
 use crate::error::Result;
 use crate::ledger::events::Delta;
-use crate::ledger::store::{Counter, Rolling};
+use crate::ledger::store::{Counter, Finding, Rolling};
 use crate::ledger::types::{
     BudgetDef, BudgetId, Charge, ChargeAsk, CounterName, HoldFilter, Scope, Unit, Window, WindowKind,
 };
@@ -168,7 +168,7 @@ fn place(
             Some((counter, Slot::Calendar { window, new }, total))
         }
         WindowKind::Rolling24h => {
-            let bucket_ms = step.now_ms.saturating_sub(step.now_ms.rem_euclid(BUCKET_MS));
+            let bucket_ms = step.bucket_ms();
             let rolling = advanced(step, family)?.unwrap_or(Rolling {
                 sum: Counter::default(),
                 oldest_ms: bucket_ms,
@@ -189,11 +189,11 @@ fn present_window(
 ) -> Result<Option<(Window, bool)>> {
     let recorded = step.store.window(family)?;
     if let Some(window) = recorded
-        && contains(window, step.now_ms)
+        && step.within(window)
     {
         return Ok(Some((window, false)));
     }
-    let Some(proposal) = proposal.filter(|window| contains(*window, step.now_ms)) else {
+    let Some(proposal) = proposal.filter(|window| step.within(*window)) else {
         return Ok(None);
     };
     let Some(last) = recorded else {
@@ -216,21 +216,17 @@ fn present_window(
     Ok(Some((window, true)))
 }
 
-const fn contains(window: Window, now_ms: i64) -> bool {
-    window.start_ms <= now_ms && now_ms < window.end_ms
-}
-
 /// The rolling sum without the buckets that have left the window. Each bucket is subtracted once, when the
 /// sum is next written.
 fn advanced(step: &mut Step<'_>, family: &str) -> Result<Option<Rolling>> {
     let Some(mut rolling) = step.store.rolling(family)? else {
         return Ok(None);
     };
-    while bucket_expired(rolling.oldest_ms, step.now_ms) {
-        let gone = step.store.counter(&numbered(family, rolling.oldest_ms))?;
+    while step.bucket_expired(rolling.oldest_ms) {
+        let gone = step.store.exact_counter(&numbered(family, rolling.oldest_ms))?;
         rolling.sum.used = sum(rolling.sum.used, gone.used.saturating_neg())?;
         rolling.sum.held = sum(rolling.sum.held, gone.held.saturating_neg())?;
-        let now_bucket = step.now_ms.saturating_sub(step.now_ms.rem_euclid(BUCKET_MS));
+        let now_bucket = step.bucket_ms();
         rolling.oldest_ms = step
             .store
             .next_bucket(family, rolling.oldest_ms)?
@@ -261,6 +257,23 @@ impl Planned {
         } else {
             None
         }
+    }
+
+    /// Tells the store what the decision found of the budget: room, or none and which.
+    fn tell(&self, step: &mut Step<'_>, refused: Option<Code>) {
+        if self.amount == 0 || !self.ask.enforce {
+            return;
+        }
+        let rolling = matches!(self.slot, Slot::Rolling(_));
+        step.store.found(Finding::Room {
+            counter: if rolling { &self.family } else { &self.counter },
+            rolling,
+            found: self.total,
+            with_held: refused != Some(Code::CapExceeded),
+            amount: self.amount,
+            cap: self.cap(),
+            fits: refused.is_none(),
+        });
     }
 
     fn window_end_ms(&self) -> Option<i64> {
@@ -318,6 +331,7 @@ pub(super) fn view(
 pub(super) fn refusal(step: &mut Step<'_>, planned: &[Planned]) -> Result<Option<Denial>> {
     let full = |code| planned.iter().find(|charge| charge.exceeds() == Some(code));
     if let Some(charge) = full(Code::CapExceeded) {
+        charge.tell(step, Some(Code::CapExceeded));
         let budget = charge.view(charge.total);
         let message = format!(
             "{} would go over its cap of {}: {} used, {} asked for",
@@ -329,8 +343,12 @@ pub(super) fn refusal(step: &mut Step<'_>, planned: &[Planned]) -> Result<Option
         return Ok(Some(with_budget(Denial::new(Code::CapExceeded, message), budget)));
     }
     let Some(charge) = full(Code::CapHeld) else {
+        for charge in planned {
+            charge.tell(step, None);
+        }
         return Ok(None);
     };
+    charge.tell(step, Some(Code::CapHeld));
     let mut budget = charge.view(charge.total);
     budget.hold_ids = holders(step, charge)?;
     let message = format!(
@@ -474,7 +492,7 @@ pub(super) fn standing(step: &mut Step<'_>, def: &BudgetDef, family: &str) -> Re
             None => (Counter::default(), None),
         },
         WindowKind::Hour | WindowKind::Day | WindowKind::Month => match step.store.window(family)? {
-            Some(window) if contains(window, step.now_ms) => {
+            Some(window) if step.within(window) => {
                 let total = step.store.counter(&numbered(family, window.start_ms))?;
                 (total, Some(window.end_ms))
             }

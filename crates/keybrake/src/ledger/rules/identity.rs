@@ -84,8 +84,8 @@ pub(super) fn resolve(step: &mut Step<'_>, request: &ReserveRequest) -> Result<R
 /// Whether the vendor still knows the key of this reservation's first attempt, so that another attempt under it cannot
 /// be a second spend. Stripe may forget keys that are 24 hours old (<https://docs.stripe.com/api/idempotent_requests>, read
 /// 2026-11-21).
-fn may_resend(earlier: &Reservation, now_ms: i64) -> bool {
-    now_ms.saturating_sub(earlier.reserved_at_ms) < RESEND_MS
+fn may_resend(step: &mut Step<'_>, earlier: &Reservation) -> bool {
+    !step.reached(earlier.reserved_at_ms.saturating_add(RESEND_MS))
 }
 
 fn first(ask: &Arc<IdentityAsk>) -> Plan {
@@ -113,8 +113,8 @@ fn newest(step: &mut Step<'_>, id: &str) -> Result<Option<Reservation>> {
 }
 
 /// What the identity's newest reservation leads to.
-fn by_earlier(step: &Step<'_>, ask: &Arc<IdentityAsk>, earlier: Reservation, call_id: &str) -> Resolved {
-    if forgotten(&earlier, step.now_ms) {
+fn by_earlier(step: &mut Step<'_>, ask: &Arc<IdentityAsk>, earlier: Reservation, call_id: &str) -> Resolved {
+    if forgotten(step, &earlier) {
         return next_generation(ask, &earlier, true);
     }
     let differing = differing(ask, &earlier);
@@ -125,7 +125,7 @@ fn by_earlier(step: &Step<'_>, ask: &Arc<IdentityAsk>, earlier: Reservation, cal
     match earlier.state {
         State::Held | State::Unknown => {
             let same_wire = earlier.identity.as_ref().is_some_and(|own| own.wire == ask.wire)
-                && may_resend(&earlier, step.now_ms);
+                && may_resend(step, &earlier);
             if same_wire || earlier.joined_by.iter().any(|joined| joined == call_id) {
                 Resolved::Join(earlier)
             } else {
@@ -195,10 +195,11 @@ fn same_generation(ask: &Arc<IdentityAsk>, earlier: &Reservation) -> Resolved {
 }
 
 /// Whether an identity's time is over. Never while something of it is open.
-fn forgotten(earlier: &Reservation, now_ms: i64) -> bool {
+fn forgotten(step: &mut Step<'_>, earlier: &Reservation) -> bool {
     let open = matches!(earlier.state, State::Held | State::Unknown | State::Pending);
     let remember_ms = earlier.identity.as_ref().map_or(0, |own| own.remember_ms);
-    !open && now_ms > earlier.changed_at_ms.saturating_add(remember_ms)
+    let until_ms = earlier.changed_at_ms.saturating_add(remember_ms);
+    !open && step.reached(until_ms.saturating_add(1))
 }
 
 /// Names of declared identity fields that are not the same in both calls.
@@ -248,7 +249,7 @@ fn unknown_twin(step: &mut Step<'_>, ask: &IdentityAsk) -> Result<Option<(Reserv
             continue;
         }
         let same_wire = own.wire == ask.wire;
-        if !same_wire || !may_resend(&twin, step.now_ms) {
+        if !same_wire || !may_resend(step, &twin) {
             return Ok(Some((twin, false)));
         }
         found.get_or_insert((twin, true));

@@ -36,7 +36,7 @@ pub fn issue_key(store: &mut dyn Store, clock_ms: i64, issue: &IssueKey) -> Resu
         key.expires_at_ms = step.now_ms.saturating_add(lifetime_ms);
     }
     let inherited = inherit(&mut step, &mut key)?;
-    if key.expires_at_ms <= step.now_ms {
+    if step.reached(key.expires_at_ms) {
         return Err(Error::policy(
             "the key would have expired before it was issued: expires_in, expires_at",
         ));
@@ -137,7 +137,6 @@ pub(super) fn check_def(def: &BudgetDef) -> Result<()> {
 /// The ancestors' budgets, which are the child's too. Their end is the child's at the latest, and they must be
 /// open.
 fn inherit(step: &mut Step<'_>, key: &mut KeyRecord) -> Result<Vec<BudgetRef>> {
-    let now_ms = step.now_ms;
     let mut inherited = Vec::new();
     for ancestor in key.ancestors.clone() {
         let (Some(record), Some(state)) = (
@@ -148,7 +147,7 @@ fn inherit(step: &mut Step<'_>, key: &mut KeyRecord) -> Result<Vec<BudgetRef>> {
                 "the parent key {ancestor} is not in this ledger"
             )));
         };
-        if state.revoked_at_ms.is_some() || state.expires_at_ms <= now_ms {
+        if state.revoked_at_ms.is_some() || step.reached(state.expires_at_ms) {
             return Err(Error::policy(format!(
                 "the parent key {ancestor} is revoked or expired"
             )));
@@ -324,7 +323,7 @@ pub fn revoke(store: &mut dyn Store, clock_ms: i64, key_id: &str, note: &AdminNo
     if state.revoked_at_ms.is_some() {
         return Ok(false);
     }
-    let was_open = state.expires_at_ms > step.now_ms;
+    let was_open = !step.reached(state.expires_at_ms);
     state.revoked_at_ms = Some(step.now_ms);
     state.version = state.version.saturating_add(1);
     step.store.put_key_state(key_id, &state)?;

@@ -95,7 +95,7 @@ pub(super) fn outcome(
                     settlement.call_id
                 )));
             }
-            if step.now_ms < call.not_after_ms {
+            if !step.reached(call.not_after_ms) {
                 return Err(internal(format!(
                     "absence proves nothing of call {} before its last attempt can no longer be in flight",
                     settlement.call_id

@@ -11,7 +11,7 @@ use super::stops;
 use super::sweep::lapse;
 use crate::error::Result;
 use crate::ledger::events::{EventBody, EventKind, IdentityNote};
-use crate::ledger::store::{KeyState, Store};
+use crate::ledger::store::{Finding, KeyState, Store};
 use crate::ledger::types::{
     AmountAsk, Ask, Grant, ReplyFacts, Reservation, ReserveAnswer, ReserveRequest, State, Unit,
 };
@@ -126,7 +126,7 @@ fn gate(step: &mut Step<'_>, request: &ReserveRequest) -> Result<Gate> {
 /// The denial of a key that is revoked or expired, itself or through an ancestor.
 fn ended_key(step: &mut Step<'_>, key_id: &str, key: &KeyState) -> Result<Option<Denial>> {
     let mut revoked = key.revoked_at_ms.map(|at_ms| (key_id.to_owned(), at_ms));
-    let mut expired = (key.expires_at_ms <= step.now_ms).then(|| key_id.to_owned());
+    let mut expired = step.reached(key.expires_at_ms).then(|| key_id.to_owned());
     for ancestor in &key.ancestors {
         let Some(state) = step.store.key_state(ancestor)? else {
             return Ok(Some(Denial::new(
@@ -137,7 +137,7 @@ fn ended_key(step: &mut Step<'_>, key_id: &str, key: &KeyState) -> Result<Option
         if let (None, Some(at_ms)) = (&revoked, state.revoked_at_ms) {
             revoked = Some((ancestor.clone(), at_ms));
         }
-        if expired.is_none() && state.expires_at_ms <= step.now_ms {
+        if expired.is_none() && step.reached(state.expires_at_ms) {
             expired = Some(ancestor.clone());
         }
     }
@@ -261,7 +261,12 @@ fn hold(
     plan: Plan,
 ) -> Result<Decision> {
     check(ask)?;
-    if key.open_holds >= request.max_open_holds {
+    let full = key.open_holds >= request.max_open_holds;
+    if let Some(key_id) = &request.facts.key_id {
+        let max = request.max_open_holds;
+        step.store.found(Finding::OpenHolds { key_id, max, full });
+    }
+    if full {
         let message = format!(
             "this key has {} calls open whose outcome is not known yet, the most it may have",
             key.open_holds

@@ -53,7 +53,7 @@ fn apply(step: &mut Step<'_>, mut call: Reservation, settlement: &Settlement) ->
         return answer(step, &call, Usd::ZERO, true);
     }
     check_attempt(&call, settlement)?;
-    let from = state_now(&call, step.now_ms);
+    let from = state_now(step, &call);
     let Some(effect) = table::effect(kind, from) else {
         return Err(internal(format!(
             "the proof {kind} cannot be applied to call {}, which is {}",
@@ -96,8 +96,8 @@ fn apply(step: &mut Step<'_>, mut call: Reservation, settlement: &Settlement) ->
 }
 
 /// The state by which the table is read: a hold past its deadline is unknown, whether or not it was swept.
-fn state_now(call: &Reservation, now_ms: i64) -> State {
-    if call.state == State::Held && now_ms >= call.not_after_ms {
+fn state_now(step: &mut Step<'_>, call: &Reservation) -> State {
+    if call.state == State::Held && step.reached(call.not_after_ms) {
         State::Unknown
     } else {
         call.state

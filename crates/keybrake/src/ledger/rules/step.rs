@@ -2,8 +2,8 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ledger::events::{Delta, Event, EventBody, EventKind};
-use crate::ledger::store::{Meta, Store};
-use crate::ledger::types::{AdminNote, CounterName, IdentityKind, Reservation, State};
+use crate::ledger::store::{Finding, Meta, Store};
+use crate::ledger::types::{AdminNote, CounterName, IdentityKind, Reservation, State, Window};
 
 /// Length of a rolling window's bucket: 5 minutes.
 pub(super) const BUCKET_MS: i64 = 300_000;
@@ -28,6 +28,33 @@ impl<'a> Step<'a> {
 
     pub(super) fn finish(self) -> Result<()> {
         self.store.put_meta(self.meta)
+    }
+
+    /// Whether the ledger's time has reached this moment. Every comparison with the time goes through here, so that
+    /// the backend knows for how long the step's outcome is true.
+    pub(super) fn reached(&mut self, at_ms: i64) -> bool {
+        self.store.found(Finding::Reached { at_ms });
+        at_ms <= self.now_ms
+    }
+
+    /// Whether a window contains the ledger's time.
+    pub(super) fn within(&mut self, window: Window) -> bool {
+        self.reached(window.start_ms) && !self.reached(window.end_ms)
+    }
+
+    /// Start of the present bucket of every rolling window.
+    pub(super) fn bucket_ms(&mut self) -> i64 {
+        let bucket_ms = self.now_ms.saturating_sub(self.now_ms.rem_euclid(BUCKET_MS));
+        self.within(Window {
+            start_ms: bucket_ms,
+            end_ms: bucket_ms.saturating_add(BUCKET_MS),
+        });
+        bucket_ms
+    }
+
+    /// Whether a bucket lies wholly outside the last 24 hours.
+    pub(super) fn bucket_expired(&mut self, bucket_ms: i64) -> bool {
+        self.reached(bucket_ms.saturating_add(BUCKET_MS).saturating_add(ROLLING_MS))
     }
 
     /// Appends one event, numbered without gaps.
@@ -84,7 +111,7 @@ impl<'a> Step<'a> {
         // An older bucket counts again only while it is inside the last 24 hours; all that exist after it are
         // in the sum already.
         if bucket_ms < rolling.oldest_ms {
-            if bucket_expired(bucket_ms, self.now_ms) {
+            if self.bucket_expired(bucket_ms) {
                 return Ok(());
             }
             rolling.oldest_ms = bucket_ms;
@@ -122,15 +149,7 @@ impl<'a> Step<'a> {
         let Some(key_id) = &reservation.facts.key_id else {
             return Ok(());
         };
-        if let Some(mut key) = self.store.key_state(key_id)? {
-            key.open_holds = if open {
-                key.open_holds.saturating_add(1)
-            } else {
-                key.open_holds.saturating_sub(1)
-            };
-            self.store.put_key_state(key_id, &key)?;
-        }
-        Ok(())
+        self.store.count_open_hold(key_id, open)
     }
 
     fn note_unknown(&mut self, reservation: &Reservation, unknown: bool) -> Result<()> {
@@ -154,11 +173,6 @@ impl<'a> Step<'a> {
 /// The pointer that lists the unknown calls with this content.
 pub(super) fn unknown_pointer(content_id: &str) -> String {
     format!("unknown:{content_id}")
-}
-
-/// Whether a bucket lies wholly outside the last 24 hours.
-pub(super) const fn bucket_expired(bucket_ms: i64, now_ms: i64) -> bool {
-    bucket_ms.saturating_add(BUCKET_MS) <= now_ms.saturating_sub(ROLLING_MS)
 }
 
 /// Family and start of a rolling bucket's counter.

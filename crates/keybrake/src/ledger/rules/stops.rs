@@ -68,7 +68,7 @@ fn reach(step: &mut Step<'_>, scope: &StopScope) -> Result<(u32, u32)> {
     let records = step.store.key_records()?;
     for record in &records {
         let state = step.store.key_state(&record.id)?;
-        let open = state.is_some_and(|key| key.revoked_at_ms.is_none() && key.expires_at_ms > step.now_ms);
+        let open = state.is_some_and(|key| key.revoked_at_ms.is_none() && !step.reached(key.expires_at_ms));
         if !open {
             continue;
         }
