@@ -1,6 +1,8 @@
-//! Test kit: the vendor simulator, the ledger conformance suite, and the vectors that every language reads.
+//! Test kit: the vendor simulator, the ledger conformance suite, private Redis servers, and the vectors that every
+//! language reads.
 
 pub mod conformance;
+pub mod redis;
 pub mod stripe;
 
 pub use stripe::{Simulator, SimulatorOptions, simulate};

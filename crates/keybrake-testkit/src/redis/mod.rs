@@ -1,0 +1,30 @@
+//! Private Redis servers for tests and demos: each in a temporary directory of its own, on a port that the kernel
+//! chose, without any configuration of the machine. They need Debian's `redis-server` on `PATH`; without it starting
+//! one is an error that says how to get it.
+//!
+//! ```no_run
+//! # fn main() -> std::io::Result<()> {
+//! use keybrake_testkit::redis::{Persistence, RedisOptions, RedisServer};
+//!
+//! let mut redis = RedisServer::start(RedisOptions::new().persistence(Persistence::Always))?;
+//! redis.command(&["SET", "spent", "17"])?;
+//! redis.kill()?; // SIGKILL
+//! redis.restart()?; // the same address, the same directory
+//! assert_eq!(redis.command(&["GET", "spent"])?.text(), Some("17"));
+//! # Ok(())
+//! # }
+//! ```
+
+mod log;
+mod port;
+mod process;
+mod resp;
+mod server;
+
+pub use resp::{Connection, Reply};
+pub use server::{Persistence, RedisOptions, RedisServer, Snapshot};
+
+use std::time::Duration;
+
+/// How long a server, a replica or a cluster may take until it is ready, and a command until it is answered.
+pub const PATIENCE: Duration = Duration::from_secs(10);
