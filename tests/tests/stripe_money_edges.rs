@@ -1,5 +1,7 @@
 //! The edges of a governed Stripe call: what its caller gets back, and what it may still do with it.
 
+use keybrake::facade::Resolution;
+use keybrake::ledger::{HoldFilter, State};
 use keybrake::policy::{Code, words};
 use keybrake_testkit::stripe::MovementKind;
 use keybrake_tests::World;
@@ -69,4 +71,80 @@ async fn above_the_limit_for_one_call_the_limit_is_told() {
     let world = World::new(reticent).await;
     let refused = world.post("/v1/refunds", "charge=ch_1&amount=2100").await;
     assert!(!words::for_model(&refused.denial.unwrap()).contains('$'));
+}
+
+#[tokio::test]
+async fn a_payout_that_fails_after_it_was_paid_gives_its_cap_back() {
+    let policy = json!({"vendor": "stripe", "daily_usd_cap": 100, "allowed_endpoints": ["payouts.create"]});
+    let world = World::new(policy).await;
+    let payout = "amount=8000&currency=usd";
+    let first = world.step("pay-out", "/v1/payouts", payout).await;
+    assert_eq!(first.record.state, Some(State::Provisional));
+    assert_eq!(world.budget().await, (80_000_000, 0));
+    for status in ["in_transit", "paid"] {
+        world.stripe.advance(&first.id(), status).unwrap();
+        assert!(
+            world
+                .kb
+                .reconcile(HoldFilter::default(), |_, _| ())
+                .await
+                .unwrap()
+                .is_empty()
+        );
+        assert_eq!(
+            world.budget().await,
+            (80_000_000, 0),
+            "{status} moves nothing back"
+        );
+    }
+    world.stripe.advance(&first.id(), "failed").unwrap();
+    let found = world
+        .kb
+        .reconcile(HoldFilter::default(), |_, _| ())
+        .await
+        .unwrap();
+    let kinds: Vec<_> = found.iter().map(|call| call.resolution.clone()).collect();
+    assert_eq!(kinds, [Resolution::Found("voided".to_owned())]);
+    assert_eq!(world.budget().await, (0, 0));
+    assert!(
+        world
+            .kb
+            .reconcile(HoldFilter::default(), |_, _| ())
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    let again = world.step("pay-out", "/v1/payouts", payout).await;
+    assert_ne!(
+        again.id(),
+        first.id(),
+        "a new payout, not the failed one's replay"
+    );
+    assert_eq!(world.budget().await, (80_000_000, 0));
+    world.verify().await;
+}
+
+#[tokio::test]
+async fn a_payout_that_stayed_paid_is_final_after_35_days() {
+    let policy = json!({"vendor": "stripe", "daily_usd_cap": 100, "allowed_endpoints": ["payouts.create"],
+        "expires_in": "60d"});
+    let world = World::new(policy).await;
+    let payout = world.post("/v1/payouts", "amount=8000&currency=usd").await;
+    world.stripe.advance(&payout.id(), "paid").unwrap();
+    world.clock.advance_ms(35 * 86_400_000);
+    let found = world
+        .kb
+        .reconcile(HoldFilter::default(), |_, _| ())
+        .await
+        .unwrap();
+    assert_eq!(found[0].resolution, Resolution::Found("settled".to_owned()));
+    assert!(
+        world
+            .kb
+            .reconcile(HoldFilter::default(), |_, _| ())
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    world.verify().await;
 }

@@ -68,6 +68,7 @@ pub(crate) async fn run(context: &mut Context<'_>, args: ReconcileArgs) -> Outco
 
 fn words(call: &Reconciled) -> String {
     match &call.resolution {
+        Resolution::Found(state) if state == "voided" => "it failed, and no money is out: voided".to_owned(),
         Resolution::Found(state) => format!("it took effect: {state}"),
         Resolution::Absent => "it never took effect: voided".to_owned(),
         Resolution::Open(reason) => format!("open: {reason}"),

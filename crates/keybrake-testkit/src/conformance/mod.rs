@@ -116,6 +116,7 @@ macro_rules! conformance {
                 scenario_04_cheap_create_dear_update,
                 scenario_04_captures_are_cumulative,
                 scenario_04_a_declined_confirm_keeps_the_creation,
+                a_reversal_restores_the_window_that_counted_it,
                 scenario_05_fresh_key_same_run,
                 scenario_06_stop_then_issue,
                 scenario_07_ambiguous_reserve,

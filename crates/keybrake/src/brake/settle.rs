@@ -6,9 +6,14 @@ use super::permit::{CallRecord, Permit, SendEnd, Settled, known_vendor};
 use super::price::{object_name, to_usd};
 use super::replay::{self, Binding};
 use crate::error::Result;
-use crate::ledger::{CostSource, ObjectState, Proof, ReplyFacts, Reservation, SettleAnswer, Settlement};
+use crate::ledger::{
+    CostSource, ObjectState, Proof, ReplyFacts, Reservation, SettleAnswer, Settlement, State,
+};
 use crate::money::{Usd, VendorAmount};
 use crate::vendors::{Outcome, Reading, Reply, Vendor};
+
+/// A cost that a vendor has not changed for so long is final: 35 days, as long as windows are kept.
+const FINAL_AFTER_MS: i64 = 35 * 24 * 60 * 60 * 1_000;
 
 impl Brake {
     /// Records what became of an attempt. The caller gets its answer only afterwards.
@@ -66,7 +71,19 @@ impl Brake {
             .operations()
             .iter()
             .any(|operation| operation.name == hold.facts.operation);
-        let proof = proof_of(reading, hold.reserved, by_policy, usd, &mut facts);
+        let mut proof = proof_of(reading, hold.reserved, by_policy, usd, &mut facts);
+        if hold.state == State::Provisional {
+            proof = match proof {
+                // It was done, and the vendor's object says that it is undone.
+                Proof::FailedForGood => Proof::Reversed,
+                Proof::ChargedProvisionally { actual }
+                    if now_ms >= hold.reserved_at_ms.saturating_add(FINAL_AFTER_MS) =>
+                {
+                    Proof::Charged { actual }
+                }
+                other => other,
+            };
+        }
         facts.cost_source = CostSource::Reconciled;
         let mode = if hold.facts.livemode { "live" } else { "test" };
         let account = hold.facts.account.as_deref().unwrap_or("-");

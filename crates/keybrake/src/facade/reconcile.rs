@@ -47,7 +47,9 @@ pub enum Resolution {
 }
 
 impl Keybrake {
-    /// Asks the vendors about every hold whose outcome is unknown or pending; `progress` hears (done, all).
+    /// Asks the vendors about every hold whose outcome is unknown or pending, and about every call whose cost may still
+    /// change (a payout that was accepted can fail); of these it answers the ones that did change. `progress` hears
+    /// (done, all).
     ///
     /// # Errors
     /// `LedgerUnavailable`; a vendor that cannot be read leaves its calls open, with the reason.
@@ -56,13 +58,22 @@ impl Keybrake {
         filter: HoldFilter,
         progress: impl Fn(usize, usize),
     ) -> Result<Vec<Reconciled>> {
-        let holds = self.holds(filter).await?;
-        let due = |hold: &&Reservation| matches!(hold.state, State::Unknown | State::Pending);
+        let mut holds = self.holds(filter.clone()).await?;
+        if filter.state.is_none() {
+            let state = Some(State::Provisional);
+            holds.extend(self.ledger().holds(HoldFilter { state, ..filter }).await?);
+        }
+        let due =
+            |hold: &&Reservation| matches!(hold.state, State::Unknown | State::Pending | State::Provisional);
         let due: Vec<&Reservation> = holds.iter().filter(due).collect();
         let mut found = Vec::with_capacity(due.len());
         for (done, hold) in due.iter().enumerate() {
             progress(done, due.len());
             let resolution = self.ask(hold).await?;
+            let unchanged = Resolution::Found(State::Provisional.as_str().to_owned());
+            if hold.state == State::Provisional && resolution == unchanged {
+                continue;
+            }
             found.push(Reconciled {
                 call_id: hold.facts.call_id.clone(),
                 vendor: hold.facts.vendor.clone().unwrap_or_default(),

@@ -35,6 +35,8 @@ pub(super) struct MemoryStore {
     deadlines: BTreeSet<(i64, CallKey)>,
     /// Reservations that hold something, by age.
     open: BTreeSet<(i64, CallKey)>,
+    /// Reservations whose cost may still change, by age.
+    provisional: BTreeSet<(i64, CallKey)>,
     pointers: HashMap<String, Pointer>,
     objects: HashMap<String, ObjectRecord>,
     stops: BTreeMap<StopScope, Stop>,
@@ -148,36 +150,44 @@ impl MemoryStore {
     }
 
     fn list(&mut self, listing: Listing, key: &CallKey) {
-        if let Some(not_after_ms) = listing.deadline_ms {
+        if let Some(not_after_ms) = listing.deadline {
             self.deadlines.insert((not_after_ms, key.clone()));
         }
-        if let Some(reserved_at_ms) = listing.open_since_ms {
+        if let Some(reserved_at_ms) = listing.open_since {
             self.open.insert((reserved_at_ms, key.clone()));
+        }
+        if let Some(reserved_at_ms) = listing.provisional_since {
+            self.provisional.insert((reserved_at_ms, key.clone()));
         }
     }
 
     fn unlist(&mut self, listing: Listing, key: &CallKey) {
-        if let Some(not_after_ms) = listing.deadline_ms {
+        if let Some(not_after_ms) = listing.deadline {
             self.deadlines.remove(&(not_after_ms, key.clone()));
         }
-        if let Some(reserved_at_ms) = listing.open_since_ms {
+        if let Some(reserved_at_ms) = listing.open_since {
             self.open.remove(&(reserved_at_ms, key.clone()));
+        }
+        if let Some(reserved_at_ms) = listing.provisional_since {
+            self.provisional.remove(&(reserved_at_ms, key.clone()));
         }
     }
 }
 
-/// Where a reservation is listed.
+/// Where a reservation is listed, at which Unix milliseconds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Listing {
-    deadline_ms: Option<i64>,
-    open_since_ms: Option<i64>,
+    deadline: Option<i64>,
+    open_since: Option<i64>,
+    provisional_since: Option<i64>,
 }
 
 impl Listing {
     fn of(call: &Reservation) -> Self {
         Self {
-            deadline_ms: (call.state == State::Held).then_some(call.not_after_ms),
-            open_since_ms: call.holds_something().then_some(call.reserved_at_ms),
+            deadline: (call.state == State::Held).then_some(call.not_after_ms),
+            open_since: call.holds_something().then_some(call.reserved_at_ms),
+            provisional_since: (call.state == State::Provisional).then_some(call.reserved_at_ms),
         }
     }
 }
@@ -353,8 +363,11 @@ impl Store for MemoryStore {
             filter.state.is_none_or(|state| call.state == state)
                 && (filter.run.is_none() || call.facts.run == filter.run)
         };
-        Ok(self
-            .open
+        let listed = match filter.state {
+            Some(State::Provisional) => &self.provisional,
+            _ => &self.open,
+        };
+        Ok(listed
             .iter()
             .filter_map(|(_, key)| self.reservations.get(key).map(AsRef::as_ref))
             .filter(wanted)

@@ -48,6 +48,9 @@ pub enum Proof {
     DidNotExecute,
     /// The operation failed for good (402, a replayed final failure): opens the next generation.
     FailedForGood,
+    /// What was done is undone: the vendor's object says that the whole money is back (a payout that failed after it
+    /// was accepted). Opens the next generation. Changes nothing of a call whose object's total is tracked.
+    Reversed,
     /// 409, idempotency error, 5xx, timeout, cancel, drop, deadline: nothing is known.
     NoProof {
         /// Such as `timeout`, `http_500`, `cancelled`.
@@ -271,6 +274,7 @@ impl Proof {
             Self::Accepted => "accepted",
             Self::DidNotExecute => "did_not_execute",
             Self::FailedForGood => "failed_for_good",
+            Self::Reversed => "reversed",
             Self::NoProof { .. } => "no_proof",
             Self::NeverSent => "never_sent",
             Self::Absent { .. } => "absent",

@@ -212,7 +212,8 @@ pub trait Store {
     fn put_reservation(&mut self, reservation: Reservation) -> Result<()>;
     /// Reservations in `held` whose deadline is at or before `now_ms`, earliest first, at most `limit`.
     fn overdue(&mut self, now_ms: i64, limit: u32) -> Result<Vec<Reservation>>;
-    /// Reservations that still [hold something](Reservation::holds_something), oldest first.
+    /// Reservations that still [hold something](Reservation::holds_something), oldest first; with `state:
+    /// Provisional`, those that are provisional.
     fn open_reservations(&mut self, filter: &HoldFilter) -> Result<Vec<Reservation>>;
 
     /// What stands behind an identity id or a content id.

@@ -29,6 +29,9 @@ pub enum Effect {
     Correct,
     /// The vendor accepted after all: what had been released is held again, above the cap if need be.
     HoldAgain,
+    /// used → 0 in the reserving window: the money provably came back. The next generation may begin. Count units
+    /// stay used.
+    Reverse,
     /// The end of one attempt of a call whose outcome is known already: recorded, and nothing changes.
     Note,
 }
@@ -47,8 +50,8 @@ pub struct Transition {
 /// The table.
 pub const TRANSITIONS: &[Transition] = {
     use Effect::{
-        Correct, Decide, Doubt, HoldAgain, Note, Settle, SettleProvisionally, VoidForGood, VoidIfAllProven,
-        VoidSameGeneration, VoidUnsent, Wait,
+        Correct, Decide, Doubt, HoldAgain, Note, Reverse, Settle, SettleProvisionally, VoidForGood,
+        VoidIfAllProven, VoidSameGeneration, VoidUnsent, Wait,
     };
     use State::{Held, Pending, Provisional, Settled, Unknown, Voided};
     &[
@@ -82,6 +85,12 @@ pub const TRANSITIONS: &[Transition] = {
         row("failed_for_good", Provisional, Note),
         row("failed_for_good", Settled, Note),
         row("failed_for_good", Voided, Note),
+        row("reversed", Held, VoidForGood),
+        row("reversed", Unknown, VoidForGood),
+        row("reversed", Pending, VoidForGood),
+        row("reversed", Provisional, Reverse),
+        row("reversed", Settled, Reverse),
+        row("reversed", Voided, Note),
         row("no_proof", Held, Doubt),
         row("no_proof", Unknown, Doubt),
         row("no_proof", Pending, Note),

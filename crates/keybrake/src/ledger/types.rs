@@ -352,7 +352,8 @@ pub struct Grant {
 pub struct HoldFilter {
     /// Only this run's.
     pub run: Option<String>,
-    /// Only those in this state.
+    /// Only those in this state. `Provisional` lists calls that hold nothing any more, but whose cost may still
+    /// change; they are listed only when they are asked for.
     pub state: Option<State>,
     /// At most this many; 0 means 1,000.
     pub limit: u32,

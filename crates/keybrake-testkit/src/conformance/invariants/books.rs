@@ -194,6 +194,7 @@ pub async fn invariant_04_only_the_tables_cells_exist(world: &World) {
             Proof::Accepted,
             Proof::DidNotExecute,
             Proof::FailedForGood,
+            Proof::Reversed,
             no_proof("again"),
             Proof::NeverSent,
             absent(),

@@ -148,6 +148,7 @@ fn settle() -> impl Strategy<Value = Settle> {
         2 => Just(Proof::Accepted),
         3 => Just(Proof::DidNotExecute),
         2 => Just(Proof::FailedForGood),
+        2 => Just(Proof::Reversed),
         4 => Just(no_proof("timeout")),
         2 => Just(Proof::NeverSent),
         1 => Just(absent()),
@@ -163,7 +164,11 @@ fn settle() -> impl Strategy<Value = Settle> {
     )
         .prop_map(|(grant, by_hand, proof, object, replayed)| Settle {
             grant,
-            by_hand: by_hand || matches!(proof, Proof::Absent { .. } | Proof::Operator { .. }),
+            by_hand: by_hand
+                || matches!(
+                    proof,
+                    Proof::Absent { .. } | Proof::Operator { .. } | Proof::Reversed
+                ),
             // What never left has no reply to show an object.
             object: object.filter(|_| proof != Proof::NeverSent),
             proof,

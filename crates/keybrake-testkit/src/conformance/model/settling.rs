@@ -143,6 +143,11 @@ impl Model {
                 }
             }
             Effect::VoidForGood => void(call, End::Declined),
+            Effect::Reverse if with_object || call.object.is_some() => {}
+            Effect::Reverse => {
+                call.used = Usd::ZERO;
+                void(call, End::Declined);
+            }
             Effect::VoidSameGeneration => void(call, End::Absent),
             Effect::Decide => match actual {
                 None => void(call, End::Operator),

@@ -1,6 +1,6 @@
 //! Scenarios 4 and 19: vendor objects whose exposure several calls share.
 
-use keybrake::ledger::{EventKind, Proof, ReserveAnswer, Scope, State, Unit, WindowKind};
+use keybrake::ledger::{EventKind, HoldFilter, Proof, ReserveAnswer, Scope, State, Unit, WindowKind};
 use keybrake::policy::Code;
 
 use super::super::World;
@@ -95,6 +95,56 @@ pub async fn scenario_04_a_declined_confirm_keeps_the_creation(world: &World) {
         last.expect("the release is an event of the creation").call_id,
         Some(create.call_id)
     );
+}
+
+/// A payout that was accepted and failed later is nothing spent, in the window that counted it; the next try of it is
+/// a new generation. What moved through an object stays.
+pub async fn a_reversal_restores_the_window_that_counted_it(world: &World) {
+    let def = daily("a", 100);
+    let key = world.key("a", std::slice::from_ref(&def)).await;
+    let payout = world.granted(&world.call(&key, 80).step("payout")).await;
+    let sent = Proof::ChargedProvisionally { actual: dollars(80) };
+    assert_eq!(world.settle(&payout, sent).await.state, State::Provisional);
+    let provisional = HoldFilter {
+        state: Some(State::Provisional),
+        ..HoldFilter::default()
+    };
+    let listed = world.ledger.holds(provisional.clone()).await.unwrap();
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    assert!(world.open().await.is_empty(), "it holds nothing");
+    assert_eq!(world.denied(&world.call(&key, 30)).await.code, Code::CapExceeded);
+
+    world.clock.advance_ms(DAY_MS);
+    let today = world.granted(&world.call(&key, 30)).await;
+    world.charge(&today, 30).await;
+    let back = world.settle(&payout, Proof::Reversed).await;
+    assert_eq!(
+        (back.state, back.used, back.held),
+        (State::Voided, dollars(0), dollars(0))
+    );
+    let event = world.events().await.pop().unwrap();
+    assert_eq!(event.kind, EventKind::Corrected);
+    assert_eq!(
+        event.deltas.iter().map(|delta| delta.used).sum::<i64>(),
+        -80_000_000
+    );
+    assert_eq!(
+        world.used_held(&def).await,
+        (30, 0),
+        "yesterday was restored, today is untouched"
+    );
+    assert!(world.settle(&payout, Proof::Reversed).await.already);
+    assert!(world.ledger.holds(provisional).await.unwrap().is_empty());
+    let next = world.granted(&world.call(&key, 60).step("payout")).await;
+    assert_eq!(
+        next.generation, 2,
+        "the vendor would replay the failed one under its key"
+    );
+
+    let capture = world.granted(&world.call(&key, 10).step("capture")).await;
+    world.seen(&capture, charged(10), (INTENT, 10, true)).await;
+    let still = world.settle(&capture, Proof::Reversed).await;
+    assert_eq!((still.state, still.used), (State::Settled, dollars(10)));
 }
 
 /// Authorised and cancelled a thousand times at $0: money does not stop it, a count does.

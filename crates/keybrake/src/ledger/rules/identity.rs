@@ -17,6 +17,8 @@ const RESEND_MS: i64 = 23 * 60 * 60 * 1_000;
 pub(super) mod ended {
     pub(in super::super) const CHARGED: &str = "charged";
     pub(in super::super) const DECLINED: &str = "declined";
+    /// It was done and is undone: a payout that failed later.
+    pub(in super::super) const REVERSED: &str = "reversed";
     pub(in super::super) const NEVER_SENT: &str = "never_sent";
     pub(in super::super) const DID_NOT_EXECUTE: &str = "did_not_execute";
     pub(in super::super) const ABSENT: &str = "absent";
@@ -118,7 +120,10 @@ fn by_earlier(step: &mut Step<'_>, ask: &Arc<IdentityAsk>, earlier: Reservation,
         return next_generation(ask, &earlier, true);
     }
     let differing = differing(ask, &earlier);
-    let declined = earlier.ended_by.as_deref() == Some(ended::DECLINED);
+    let declined = matches!(
+        earlier.ended_by.as_deref(),
+        Some(ended::DECLINED | ended::REVERSED)
+    );
     if !differing.is_empty() && !declined {
         return Resolved::Deny(Box::new(conflict(&earlier, differing)));
     }

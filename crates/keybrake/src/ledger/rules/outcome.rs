@@ -86,6 +86,18 @@ pub(super) fn outcome(
         },
         Effect::VoidIfAllProven | Effect::VoidUnsent => attempt_ended(call, settlement, from),
         Effect::VoidForGood => voided(call, ended::DECLINED, Counts::Spend),
+        // What an object has moved in all is a maximum: it never comes down.
+        Effect::Reverse if call.object.is_some() || settlement.object.is_some() => stays(kind_of(from)),
+        Effect::Reverse => Outcome {
+            state: State::Voided,
+            share: Share {
+                held: Usd::ZERO,
+                used: Usd::ZERO,
+            },
+            counts: Counts::Spend,
+            ended_by: Some(ended::REVERSED),
+            ..stays(EventKind::Corrected)
+        },
         Effect::VoidSameGeneration => {
             if let Proof::Absent { attempts, .. } = &settlement.proof
                 && *attempts != call.attempts

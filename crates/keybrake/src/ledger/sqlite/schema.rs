@@ -76,6 +76,7 @@ CREATE TABLE reservation (
     UNIQUE (ns, call_id)
 ) STRICT;
 CREATE INDEX reservation_open ON reservation (ns, state, not_after_ms) WHERE state IN ('held', 'unknown', 'pending');
+CREATE INDEX reservation_provisional ON reservation (ns, not_after_ms) WHERE state = 'provisional';
 CREATE TABLE reply (
     ns INTEGER NOT NULL, call_id TEXT NOT NULL, body BLOB NOT NULL,
     UNIQUE (ns, call_id)

@@ -386,14 +386,25 @@ impl Store for SqliteStore<'_> {
         } else {
             filter.limit
         };
-        let found = self.rows(
-            "SELECT value, replied FROM reservation
-             WHERE ns = ?1 AND state IN ('held', 'unknown', 'pending') AND open AND (?2 IS NULL OR state = ?2)
-             AND (?3 IS NULL OR value ->> '$.facts.run' = ?3)
-             ORDER BY value ->> '$.reserved_at_ms', call_id LIMIT ?4",
-            params![self.ns, filter.state.map(State::as_str), filter.run, limit],
-            replied,
-        )?;
+        // Each spelling fits one partial index.
+        let found = if filter.state == Some(State::Provisional) {
+            self.rows(
+                "SELECT value, replied FROM reservation
+                 WHERE ns = ?1 AND state = 'provisional' AND (?2 IS NULL OR value ->> '$.facts.run' = ?2)
+                 ORDER BY value ->> '$.reserved_at_ms', call_id LIMIT ?3",
+                params![self.ns, filter.run, limit],
+                replied,
+            )?
+        } else {
+            self.rows(
+                "SELECT value, replied FROM reservation
+                 WHERE ns = ?1 AND state IN ('held', 'unknown', 'pending') AND open AND (?2 IS NULL OR state = ?2)
+                 AND (?3 IS NULL OR value ->> '$.facts.run' = ?3)
+                 ORDER BY value ->> '$.reserved_at_ms', call_id LIMIT ?4",
+                params![self.ns, filter.state.map(State::as_str), filter.run, limit],
+                replied,
+            )?
+        };
         found.into_iter().map(|found| self.with_reply(found)).collect()
     }
 
