@@ -2,15 +2,15 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::BTreeSet;
-use std::io::{BufRead as _, BufReader, Lines};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 
 use keybrake::SystemClock;
 use keybrake::ledger::sqlite::{SqliteLedger, SqliteOptions};
 use keybrake::ledger::{Ledger, State};
 use keybrake_tests::books::{self, DOLLAR};
+use keybrake_tests::processes::{Chance, Worker};
 use tempfile::TempDir;
 
 struct Place(TempDir);
@@ -40,40 +40,11 @@ impl Place {
 
     /// A process that works on this ledger.
     fn worker(&self, args: &[&str]) -> Worker {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ledger_worker"))
-            .arg(self.path())
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Worker { child, lines }
-    }
-}
-
-struct Worker {
-    child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Worker {
-    fn next(&mut self) -> Option<String> {
-        self.lines.next().transpose().unwrap()
-    }
-
-    /// All that it says until it ends by itself.
-    fn finish(mut self) -> Vec<String> {
-        let said = std::iter::from_fn(|| self.next()).collect();
-        assert!(self.child.wait().unwrap().success());
-        said
-    }
-
-    /// Ends it with SIGKILL; answers what it had said and nobody had read yet.
-    fn kill(mut self) -> Vec<String> {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        std::iter::from_fn(|| self.next()).collect()
+        Worker::start(
+            Command::new(env!("CARGO_BIN_EXE_ledger_worker"))
+                .arg(self.path())
+                .args(args),
+        )
     }
 }
 
@@ -123,7 +94,7 @@ async fn a_process_killed_in_any_state_leaves_the_call_in_that_state() {
     let ledger = key(&place, 100 * DOLLAR).await;
     for state in ["held", "unknown", "pending", "provisional", "settled", "voided"] {
         let mut worker = place.worker(&["vk_1", "state", state, "1000000"]);
-        assert_eq!(worker.next().unwrap(), format!("state {state}"));
+        assert_eq!(worker.next_line().unwrap(), format!("state {state}"));
         worker.kill();
         let call = ledger.reservation(state).await.unwrap().unwrap();
         assert_eq!(call.state.as_str(), state);
@@ -136,24 +107,19 @@ async fn a_process_killed_in_any_state_leaves_the_call_in_that_state() {
     books_agree(&ledger).await;
 }
 
-/// Numbers that look random and are the same every time.
-fn scatter(seed: u64) -> u64 {
-    let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB) >> 33
-}
-
 #[tokio::test]
 async fn sigkill_at_random_points_loses_no_acknowledged_step() {
     const KILLS: u64 = 60;
     let place = Place::new();
     drop(key(&place, i64::MAX / 2).await);
+    let mut chance = Chance::new(60);
     let (mut granted, mut settled) = (BTreeSet::new(), BTreeSet::new());
     for round in 1..=KILLS {
         let mut worker = place.worker(&["vk_1", "spend", "1000000", "3"]);
         let mut said = Vec::new();
         // Some are killed before their first answer, some in the middle of their work.
-        for _ in 0..scatter(round) % 60 {
-            said.push(worker.next().unwrap());
+        for _ in 0..chance.below(60) {
+            said.push(worker.next_line().unwrap());
         }
         said.extend(worker.kill());
         for line in &said {
