@@ -4,4 +4,4 @@ pub mod books;
 pub mod processes;
 pub mod world;
 
-pub use world::{Ended, World, ended, noon_zone, post};
+pub use world::{Ended, World, ended, noon_zone, post, refunds};

@@ -65,8 +65,18 @@ impl World {
 
     /// A world on this ledger.
     pub async fn on(ledger: &str, policy: Value) -> Self {
+        Self::start(ledger, SystemClock.now_ms(), policy).await
+    }
+
+    /// A world in memory that begins at a moment, Unix milliseconds. The vendor's clock stays the machine's, so that
+    /// absence proves nothing in it.
+    pub async fn at(now_ms: i64, policy: Value) -> Self {
+        Self::start("memory:", now_ms, policy).await
+    }
+
+    async fn start(ledger: &str, now_ms: i64, policy: Value) -> Self {
         let stripe = Simulator::start(SimulatorOptions::default()).unwrap();
-        let clock = Arc::new(ManualClock::at(SystemClock.now_ms()));
+        let clock = Arc::new(ManualClock::at(now_ms));
         let kb = Keybrake::builder()
             .ledger(ledger)
             .secret("stripe", Secret::value("sk_test_simulator"))
@@ -117,12 +127,17 @@ impl World {
 
     /// A POST as a named step.
     pub async fn step(&self, step: &str, path: &str, form: &str) -> Ended {
+        self.step_by(&self.key, step, path, form).await
+    }
+
+    /// The same with another key.
+    pub async fn step_by(&self, key: &IssuedKey, step: &str, path: &str, form: &str) -> Ended {
         let context = CallContext {
             step: Some(step.to_owned()),
             key_origin: KeyOrigin::Generated,
             ..CallContext::default()
         };
-        self.call(&self.key, post(path, form), context).await
+        self.call(key, post(path, form), context).await
     }
 
     /// A GET.
@@ -206,6 +221,11 @@ impl Ended {
             .unwrap_or_default()
             .to_owned()
     }
+}
+
+/// A policy that allows refunds and reads up to so many dollars a day.
+pub fn refunds(cap: i64) -> Value {
+    json!({"vendor": "stripe", "label": "support", "daily_usd_cap": cap, "allowed_endpoints": ["refunds.create", "reads"]})
 }
 
 /// The policy with its days cut in a zone where it is noon.

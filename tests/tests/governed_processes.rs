@@ -438,3 +438,28 @@ async fn scenario_06_stop_from_another_process_outruns_supervisors_that_issue_ke
     }
     place.cli(&["audit", "verify"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lesson_19_a_key_revoked_by_another_process_is_refused_on_the_very_next_call() {
+    let place = Place::new();
+    let kb = place.keybrake(Arc::new(SystemClock)).await;
+    let till = Till::open(&kb, MovementKind::Refund, 100, &["refunds.create"]).await;
+    for round in 0..20 {
+        till.call(
+            &kb,
+            &format!("before-{round}"),
+            "/v1/refunds",
+            "charge=ch_1&amount=100",
+        )
+        .await
+        .id();
+    }
+    place.cli(&["keys", "revoke", &till.key.id]);
+    let sent = place.stripe.request_count();
+    let refused = till
+        .call(&kb, "after", "/v1/refunds", "charge=ch_2&amount=100")
+        .await;
+    assert_eq!((refused.code(), refused.status), (Some(Code::KeyRevoked), 401));
+    assert_eq!(place.stripe.request_count(), sent);
+    assert_eq!(till.moved(&place.stripe), 20_000_000);
+}

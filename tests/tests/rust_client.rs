@@ -160,7 +160,7 @@ async fn a_closed_run_is_refused_and_a_streamed_body_too() {
 }
 
 #[tokio::test]
-async fn a_cancelled_call_stays_held_and_is_resolved() {
+async fn lesson_10_a_cancelled_call_stays_held_and_is_resolved() {
     let world = World::new(policy()).await;
     let run = open(&world).await;
     world

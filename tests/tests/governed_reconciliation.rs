@@ -1,0 +1,231 @@
+//! Calls whose outcome nobody knew, and how their holds end: by proof, against the simulator's journal.
+
+use std::sync::Arc;
+
+use keybrake::brake::{CallContext, Decision, KeyOrigin};
+use keybrake::client::Answer;
+use keybrake::clock::{Clock, ManualClock, SystemClock};
+use keybrake::facade::{Keybrake, Resolution};
+use keybrake::ledger::HoldFilter;
+use keybrake::policy::Policy;
+use keybrake::secret::Secret;
+use keybrake_testkit::stripe::{Fault, FaultKind, Simulator, SimulatorOptions};
+use keybrake_tests::{World, post, refunds};
+use serde_json::json;
+
+#[tokio::test]
+async fn scenario_02_joined_429() {
+    let world = World::new(refunds(500)).await;
+    world
+        .stripe
+        .fault(Fault::new(FaultKind::DropAfterExecuting).on("POST", "/v1/refunds"))
+        .unwrap();
+    world.post("/v1/refunds", "charge=ch_1&amount=2000").await;
+    world
+        .stripe
+        .fault(Fault::new(FaultKind::RateLimit).on("POST", "/v1/refunds"))
+        .unwrap();
+    let joined = world.post("/v1/refunds", "charge=ch_1&amount=2000").await;
+    assert_eq!(joined.status, 429);
+    assert!(
+        joined.denial.is_none(),
+        "a vendor's own 429 passes through and is told apart"
+    );
+    assert_eq!(
+        world.budget().await,
+        (0, 20_000_000),
+        "the first attempt may have happened: the hold stays"
+    );
+    assert_eq!(world.reconcile().await, 0);
+    assert_eq!(world.budget().await, (20_000_000, 0));
+    assert_eq!(world.refunded(), 2_000);
+}
+
+#[tokio::test]
+async fn scenario_03_replay_confirms() {
+    let world = World::new(refunds(500)).await;
+    world
+        .stripe
+        .fault(Fault::new(FaultKind::DropAfterExecuting).on("POST", "/v1/refunds"))
+        .unwrap();
+    world.post("/v1/refunds", "charge=ch_1&amount=2000").await;
+    let again = world.post("/v1/refunds", "charge=ch_1&amount=2000").await;
+    assert_eq!(again.status, 200);
+    assert_eq!(world.refunded(), 2_000);
+    assert_eq!(world.budget().await, (20_000_000, 0), "settled once");
+}
+
+#[tokio::test]
+async fn scenario_17_stripe_down_for_ten_minutes() {
+    let world = World::new(refunds(500)).await;
+    world
+        .stripe
+        .fault(
+            Fault::new(FaultKind::DropAfterExecuting)
+                .on("POST", "/v1/refunds")
+                .times(3),
+        )
+        .unwrap();
+    for n in 1..=3 {
+        world
+            .step(
+                &format!("s{n}"),
+                "/v1/refunds",
+                &format!("charge=ch_{n}&amount=1000"),
+            )
+            .await;
+    }
+    world
+        .stripe
+        .fault(
+            Fault::new(FaultKind::DropBefore)
+                .on("POST", "/v1/refunds")
+                .times(2),
+        )
+        .unwrap();
+    for n in 4..=5 {
+        world
+            .step(
+                &format!("s{n}"),
+                "/v1/refunds",
+                &format!("charge=ch_{n}&amount=1000"),
+            )
+            .await;
+    }
+    assert_eq!(world.budget().await, (0, 50_000_000));
+    let before = world
+        .stripe
+        .requests()
+        .iter()
+        .filter(|request| request.method == "POST")
+        .count();
+    assert_eq!(world.reconcile().await, 0);
+    let after = world
+        .stripe
+        .requests()
+        .iter()
+        .filter(|request| request.method == "POST")
+        .count();
+    assert_eq!(after, before, "reconciliation never sends a write");
+    assert_eq!(world.refunded(), 3_000);
+    assert_eq!(
+        world.budget().await,
+        (30_000_000, 0),
+        "the books equal the journal"
+    );
+    world.verify().await;
+}
+
+#[tokio::test]
+async fn absence_proves_nothing_when_the_clocks_disagree() {
+    let world = World::new(refunds(500)).await;
+    world
+        .stripe
+        .fault(Fault::new(FaultKind::DropAfterExecuting).on("POST", "/v1/refunds"))
+        .unwrap();
+    world.clock.advance_ms(3_600_000);
+    world.post("/v1/refunds", "charge=ch_1&amount=2000").await;
+    assert_eq!(
+        world.reconcile().await,
+        1,
+        "an hour ahead of the vendor: the listing looked at the wrong hour"
+    );
+    assert_eq!(world.budget().await, (0, 20_000_000));
+}
+
+#[tokio::test]
+async fn scenario_01_paused_sender() {
+    let world = World::new(
+        json!({"vendor": "stripe", "label": "intents", "daily_usd_cap": 200,
+        "allowed_endpoints": ["payment_intents.create"]}),
+    )
+    .await;
+    let form = "amount=20000&currency=usd&confirm=true&payment_method=pm_card_visa";
+    let mut call = post("/v1/payment_intents", form);
+    let bearer = format!("Bearer {}", world.key.token.expose());
+    call.headers.push(("Authorization".to_owned(), bearer));
+    let context = CallContext {
+        key_origin: KeyOrigin::Generated,
+        ..CallContext::default()
+    };
+    let Decision::Permit(permit) = world.kb.brake().authorize(call, context).await.unwrap() else {
+        panic!("refused")
+    };
+    // The sender is frozen before its first byte; meanwhile its hold is resolved as absent and another spends.
+    assert_eq!(world.reconcile().await, 0);
+    assert_eq!(world.budget().await, (0, 0));
+    world.step("other", "/v1/payment_intents", form).await.id();
+    assert_eq!(world.charged(), 20_000);
+    // It wakes: it must not send.
+    let woken = world.kb.shell().deliver(*permit).await.unwrap();
+    assert!(
+        matches!(woken, Answer::Lost { never_sent: true, .. }),
+        "{woken:?}"
+    );
+    assert_eq!(world.charged(), 20_000, "the cap of $200 holds");
+    assert_eq!(world.budget().await, (200_000_000, 0));
+    world.verify().await;
+}
+
+#[tokio::test]
+async fn a_live_call_is_never_resolved_with_a_test_mode_secret() {
+    let clock = Arc::new(ManualClock::at(SystemClock.now_ms()));
+    let ledger = keybrake::ledger::open("memory:", clock.clone()).unwrap();
+    let build = |secret: &str| {
+        Keybrake::builder()
+            .shared_ledger(ledger.clone())
+            .secret("stripe", Secret::value(secret))
+            .clock(clock.clone())
+    };
+    let live = build("sk_live_0123456789abcdef").build().await.unwrap();
+    let policy = json!({"vendor": "stripe", "label": "live", "daily_usd_cap": 500,
+        "timezone": keybrake_tests::noon_zone(), "allowed_endpoints": ["payouts.create"]});
+    let key = live.issue(Policy::from_value(&policy).unwrap()).await.unwrap();
+    let mut call = post("/v1/payouts", "amount=5000&currency=usd");
+    call.headers.push((
+        "Authorization".to_owned(),
+        format!("Bearer {}", key.token.expose()),
+    ));
+    let context = CallContext {
+        key_origin: KeyOrigin::Generated,
+        ..CallContext::default()
+    };
+    // The permit is dropped, as by a crash: nobody knows whether it left.
+    drop(live.brake().authorize(call, context).await.unwrap());
+    clock.advance_ms(2 * 3_600_000);
+    let stripe = Simulator::start(SimulatorOptions::default()).unwrap();
+    let test = build("sk_test_simulator")
+        .base_url("stripe", stripe.url())
+        .build()
+        .await
+        .unwrap();
+    let found = test.reconcile(HoldFilter::default(), |_, _| ()).await.unwrap();
+    assert!(
+        matches!(&found[0].resolution, Resolution::Open(why) if why.contains("live-mode")),
+        "{found:?}"
+    );
+    assert_eq!(
+        test.holds(HoldFilter::default()).await.unwrap().len(),
+        1,
+        "the hold stands"
+    );
+}
+
+#[tokio::test]
+async fn a_call_that_could_carry_no_tag_is_not_taken_for_absent() {
+    let world = World::new(refunds(500)).await;
+    world
+        .stripe
+        .fault(Fault::new(FaultKind::DropAfterExecuting).on("POST", "/v1/refunds"))
+        .unwrap();
+    let lost = world
+        .post("/v1/refunds", "charge=ch_1&amount=2000&metadata=")
+        .await;
+    assert!(lost.denial.is_none(), "{lost:?}");
+    assert_eq!(
+        world.reconcile().await,
+        1,
+        "an object without a tag could be ours: the hold stands"
+    );
+    assert_eq!((world.refunded(), world.budget().await), (2_000, (0, 20_000_000)));
+}
