@@ -381,7 +381,7 @@ async fn scenario_16_what_is_only_held_can_be_waited_for() {
         (0, 100_000_000, 2)
     );
 
-    let waiting = pay("c", 6_000, "pm_card_visa", Duration::from_secs(60));
+    let waiting = pay("c", 6_000, "pm_card_visa", Duration::from_secs(30));
     world.stripe.release(Release::default());
     for declined in [first, second] {
         assert_eq!(declined.await.unwrap().status, 402);
