@@ -1,7 +1,7 @@
 //! The identity of a call: the tuple that makes two attempts one spend.
 
 use crate::idempotency::{Keys, fingerprint};
-use crate::ledger::{IdentityAsk, IdentityKind};
+use crate::ledger::{IdentityAsk, IdentityKind, OnRepeat};
 use crate::policy::{CallerKeys, Code, CompiledPolicy, Idempotency};
 use crate::request::{Call, Refusal};
 use crate::vendors::{Class, Recognised};
@@ -27,6 +27,9 @@ pub(super) struct Parts<'a> {
     pub(super) livemode: bool,
     pub(super) run: Option<&'a str>,
     pub(super) recognised: &'a Recognised,
+    /// Whether what it costs is known from the policy's `operation_costs` alone: an operation of unknown cost, or a
+    /// free one with a field that gives credit.
+    pub(super) priced_by_policy: bool,
 }
 
 impl Parts<'_> {
@@ -66,7 +69,11 @@ impl Parts<'_> {
             fields,
             wire: self.wire(),
             caller_key,
-            on_repeat: self.key.on_repeat(),
+            on_repeat: if kind == IdentityKind::Content && self.sets_fields() {
+                OnRepeat::Execute
+            } else {
+                self.key.on_repeat()
+            },
             remember_ms: if kind == IdentityKind::Content {
                 CONTENT_MS
             } else {
@@ -103,8 +110,14 @@ impl Parts<'_> {
     /// Whether doing it twice spends twice. Setting a customer's name or an intent's fields does not: replaying an
     /// earlier answer there would silently drop a change, and an intent's exposure is a total, not a sum.
     fn repeats_spend(&self) -> bool {
-        let operation = self.recognised.operation;
-        matches!(operation.class, Class::Money | Class::Unknown) && !operation.name.ends_with(".update")
+        let money = self.recognised.operation.class == Class::Money && !self.sets_fields();
+        money || self.priced_by_policy
+    }
+
+    /// An update. What is priced by the policy joins an attempt whose outcome is not known; once it is done, the same
+    /// content is a change of its own again: A, then B, then A are three.
+    fn sets_fields(&self) -> bool {
+        self.recognised.operation.name.ends_with(".update")
     }
 
     fn own_key(&self) -> Result<Option<String>, Refusal> {

@@ -12,7 +12,7 @@ use crate::money::Usd;
 use crate::policy::{Code, Denial};
 use crate::request::Refusal;
 use crate::token::{NotAToken, Token};
-use crate::vendors::{self, Exposure, Lookup};
+use crate::vendors::{self, Class, Estimate, Exposure, Lookup};
 
 /// What to ask the ledger next.
 pub(super) enum Stage {
@@ -200,6 +200,12 @@ fn identity(brake: &Brake, job: &Job, key: &CachedKey) -> std::result::Result<Op
     if key.observes() {
         return Ok(None);
     }
+    let estimate = || vendor.estimate(recognised, policy.count_at_creation());
+    let priced_by_policy = match recognised.operation.class {
+        Class::Unknown => true,
+        Class::Free => matches!(estimate(), Ok(Estimate::Unknown(_))),
+        Class::Read | Class::Money => false,
+    };
     let parts = Parts {
         keys: &brake.keys,
         key,
@@ -210,6 +216,7 @@ fn identity(brake: &Brake, job: &Job, key: &CachedKey) -> std::result::Result<Op
         livemode: job.livemode,
         run: job.run.as_deref(),
         recognised,
+        priced_by_policy,
     };
     parts.identity()
 }
