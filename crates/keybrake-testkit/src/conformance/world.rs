@@ -160,6 +160,7 @@ impl World {
                 customer: Some("cus_1".to_owned()),
                 direction: -1,
                 moves_money: true,
+                read_headers: Vec::new(),
                 context: serde_json::Map::new(),
             },
             lineage: key.lineage.clone(),

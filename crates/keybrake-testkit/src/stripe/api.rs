@@ -43,6 +43,20 @@ impl Received {
     }
 }
 
+/// The connected account: `Stripe-Account` names it, `Stripe-Context` ends in it.
+fn whose(request: &Request) -> Option<&str> {
+    let context = || {
+        Some(
+            request
+                .header("stripe-context")?
+                .rsplit('/')
+                .next()
+                .unwrap_or_default(),
+        )
+    };
+    request.header("stripe-account").or_else(context)
+}
+
 /// Writes a request down and checks its credential.
 pub(super) fn receive(world: &mut World, request: &Request) -> Result<Received, Reply> {
     let request_id = world.ids.short("req");
@@ -62,6 +76,9 @@ pub(super) fn receive(world: &mut World, request: &Request) -> Result<Received, 
         body_bytes: u64_of(request.body.len()),
         authorization,
         account: named.map(str::to_owned),
+        context: request.header("stripe-context").map(str::to_owned),
+        version: request.header("stripe-version").map(str::to_owned),
+        content_type: request.header("content-type").map(str::to_owned),
         request_id: request_id.clone(),
         status: None,
         executed: false,
@@ -71,7 +88,7 @@ pub(super) fn receive(world: &mut World, request: &Request) -> Result<Received, 
     let received = Received {
         log,
         request_id,
-        account: named.unwrap_or(PLATFORM).to_owned(),
+        account: whose(request).unwrap_or(PLATFORM).to_owned(),
         key,
         epoch: world.epoch,
     };

@@ -51,6 +51,12 @@ pub struct RequestLog {
     pub authorization: Credential,
     /// The `Stripe-Account` or `Stripe-Context` header.
     pub account: Option<String>,
+    /// The `Stripe-Context` header alone.
+    pub context: Option<String>,
+    /// The `Stripe-Version` header.
+    pub version: Option<String>,
+    /// The `Content-Type` header.
+    pub content_type: Option<String>,
     /// The id that the reply carries in `Request-Id`.
     pub request_id: String,
     /// The status answered; `None` while it waits or when the connection was closed without an answer.

@@ -12,8 +12,11 @@ use crate::clock::Clock;
 use crate::error::Result;
 use crate::ledger::{CallFacts, TokenHash};
 use crate::policy::{Code, CompiledPolicy, Denial};
-use crate::request::{Call, Refusal};
+use crate::request::{Call, Refusal, headers};
 use crate::vendors::{Class, Lookup, LookupAnswer, Recognised, Reply, Vendor};
+
+/// Longer ones are no account and no version; they are not kept.
+const LONGEST_READ_HEADER: usize = 255;
 
 /// A call on its way to a decision.
 #[derive(Debug)]
@@ -151,6 +154,9 @@ impl Job {
         }
         if let Some(recognised) = &self.recognised {
             facts.account.clone_from(&recognised.account);
+            if recognised.operation.class != Class::Read {
+                facts.read_headers = self.read_headers();
+            }
             facts.customer.clone_from(&recognised.customer);
             facts.direction = recognised.operation.direction;
             facts.moves_money = !matches!(recognised.operation.class, Class::Read | Class::Free);
@@ -164,6 +170,18 @@ impl Job {
             facts.groups.clone_from(&record.groups);
         }
         facts
+    }
+
+    /// The headers of the call that a read about it has to repeat, by their names in lower case.
+    pub(super) fn read_headers(&self) -> Vec<(String, String)> {
+        let names = self.vendor.map(Vendor::read_headers).unwrap_or_default();
+        let found = names
+            .iter()
+            .filter_map(|name| Some((*name, headers::get(&self.call.headers, name)?)))
+            .filter(|(_, value)| value.len() <= LONGEST_READ_HEADER);
+        found
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
     }
 
     /// The read that answers what the request does not say, on the same account and API version.

@@ -106,14 +106,7 @@ impl Prepared {
     pub(super) fn read(job: &Job, brake: &Brake, path: &str) -> Result<Self> {
         let vendor = known_vendor(job)?;
         let mut headers = credential(job, brake, vendor)?;
-        for name in ["Stripe-Account", "Stripe-Context", "Stripe-Version"] {
-            let found = job
-                .call
-                .headers
-                .iter()
-                .find(|(key, _)| key.eq_ignore_ascii_case(name));
-            headers.extend(found.map(|(_, value)| (name.to_owned(), Zeroizing::new(value.clone()))));
-        }
+        headers.extend(secret_headers(job.read_headers()));
         Ok(Self {
             method: "GET".to_owned(),
             url: target(brake, vendor, None, path),
@@ -124,7 +117,7 @@ impl Prepared {
 }
 
 impl Prepared {
-    /// A read for reconciliation, on the account that the call was made for.
+    /// A read for reconciliation, on the account and in the API version that the call was made for.
     pub(crate) fn inquiry(
         brake: &Brake,
         vendor: &'static dyn Vendor,
@@ -133,12 +126,7 @@ impl Prepared {
         path: &str,
     ) -> Result<Self> {
         let mut headers = brake.credentials().of(vendor, secret)?.headers.clone();
-        headers.extend(
-            hold.facts
-                .account
-                .iter()
-                .map(|id| ("Stripe-Account".to_owned(), Zeroizing::new(id.clone()))),
-        );
+        headers.extend(secret_headers(hold.facts.read_headers.clone()));
         Ok(Self {
             method: "GET".to_owned(),
             url: target(brake, vendor, None, path),
@@ -318,6 +306,12 @@ fn credential(
 ) -> Result<Vec<(String, Zeroizing<String>)>> {
     let name = job.key.as_ref().and_then(|key| key.secret_name(vendor.name()));
     Ok(brake.credentials().of(vendor, name)?.headers.clone())
+}
+
+fn secret_headers(headers: Vec<(String, String)>) -> impl Iterator<Item = (String, Zeroizing<String>)> {
+    headers
+        .into_iter()
+        .map(|(name, value)| (name, Zeroizing::new(value)))
 }
 
 /// The caller's headers that this vendor takes; credentials and the key are put on by us.

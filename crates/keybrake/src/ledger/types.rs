@@ -218,6 +218,9 @@ pub struct CallFacts {
     pub direction: i8,
     /// Whether the call can move money: decides whether its reservation is flushed before the permit.
     pub moves_money: bool,
+    /// Headers of the request that a read about it has to repeat (account, context, API version). No secrets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub read_headers: Vec<(String, String)>,
     /// Context for the audit's `metadata` column (step, tool call id, …). No bodies, no secrets.
     pub context: serde_json::Map<String, serde_json::Value>,
 }

@@ -313,6 +313,9 @@ pub trait Vendor: Send + Sync + std::fmt::Debug {
     /// key are never: they are put on by us.
     fn forwards(&self, header: &str) -> bool;
 
+    /// Headers of the caller's that a read about its call has to repeat, such as the account. Never a credential.
+    fn read_headers(&self) -> &'static [&'static str];
+
     /// Whether this call takes an `Idempotency-Key` header (Stripe: POST, and DELETE under `/v2`).
     fn takes_idempotency_key(&self, call: &Call) -> bool;
 

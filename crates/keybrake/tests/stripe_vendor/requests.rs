@@ -2,7 +2,7 @@
 
 use keybrake::policy::Catalogue as _;
 use keybrake::request::Call;
-use keybrake::vendors::{Builtin, Class};
+use keybrake::vendors::{Builtin, Class, Exposure};
 use serde_json::{Value, json};
 
 use super::{call, recognise, reply, stripe};
@@ -210,3 +210,58 @@ fn policies_see_every_operation() {
 }
 
 // ---- what became of an unknown call
+
+#[test]
+fn one_of_several_captures_holds_all_that_can_be_captured() {
+    let intent = json!({"id": "pi_1", "object": "payment_intent", "amount": 10_000, "amount_received": 3_000,
+        "amount_capturable": 7_000, "currency": "usd", "customer": null});
+    let answer = |body: &str| {
+        let capture = recognise("POST", "/v1/payment_intents/pi_1/capture", body);
+        let answer = stripe().read_lookup(&capture, &reply(200, &intent)).unwrap();
+        assert_eq!(answer.exposure, Exposure::Object("pi_1".to_owned()), "{body}");
+        let pins: Vec<_> = answer
+            .pins
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        (answer.amount.minor, pins.join("&"))
+    };
+    let none = String::new;
+    assert_eq!(
+        answer("amount_to_capture=1000"),
+        (4_000, none()),
+        "the last capture: what moved, and this"
+    );
+    // Another one may be under way of which this reading knows nothing.
+    assert_eq!(
+        answer("amount_to_capture=1000&final_capture=false"),
+        (10_000, none())
+    );
+    assert_eq!(
+        answer("final_capture=false"),
+        (10_000, "amount_to_capture=7000".to_owned()),
+        "what is pinned is what can be captured, not the whole"
+    );
+    assert_eq!(
+        answer("final_capture=true"),
+        (10_000, "amount_to_capture=7000".to_owned())
+    );
+}
+
+#[test]
+fn a_recognised_call_shows_neither_token_nor_values() {
+    let mut call = call("POST", "/v1/customers", "name=Ada&email=ada@example.com");
+    for (name, value) in [
+        ("Authorization", "Bearer vault_key_abc"),
+        ("Idempotency-Key", "order-17"),
+    ] {
+        call.headers.push((name.to_owned(), value.to_owned()));
+    }
+    let recognised = stripe().recognise(&call).unwrap();
+    assert_eq!(recognised.token.as_deref(), Some("vault_key_abc"));
+    let shown = format!("{recognised:?} {recognised:#?}");
+    assert!(shown.contains("customers.create"), "{shown}");
+    for hidden in ["vault_key_abc", "Ada", "ada@example.com", "order-17"] {
+        assert!(!shown.contains(hidden), "{shown}");
+    }
+}

@@ -40,6 +40,9 @@ const FORWARDED: &[&str] = &[
     "x-stripe-client-user-agent",
 ];
 
+/// Which account is read, and in which form its objects are.
+const READ_HEADERS: &[&str] = &["stripe-account", "stripe-context", "stripe-version"];
+
 /// Where our tag goes, so that an object can be found again by listing.
 const TAG: &str = "metadata[keybrake]";
 
@@ -81,6 +84,10 @@ impl Vendor for Stripe {
 
     fn forwards(&self, header: &str) -> bool {
         FORWARDED.iter().any(|name| name.eq_ignore_ascii_case(header))
+    }
+
+    fn read_headers(&self) -> &'static [&'static str] {
+        READ_HEADERS
     }
 
     /// Every v1 POST; v2 takes one on POST and DELETE. "Don't send idempotency keys in GET and DELETE requests".
