@@ -11,7 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from keybrake._client import Agent, AsyncAgent, AsyncKeybrake, Keybrake
+from keybrake._async_client import AsyncAgent, AsyncKeybrake
+from keybrake._client import Agent, Keybrake
 from keybrake._context import Executor, current_run
 from keybrake._errors import (
     ConfigError,

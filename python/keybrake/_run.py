@@ -17,7 +17,8 @@ from keybrake._types import Budget, CallInfo, Check
 if TYPE_CHECKING:
     import stripe
 
-    from keybrake._client import AsyncKeybrake, Keybrake
+    from keybrake._async_client import AsyncKeybrake
+    from keybrake._client import Keybrake
 
 P = ParamSpec("P")
 T = TypeVar("T")

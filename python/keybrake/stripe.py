@@ -23,7 +23,9 @@ from keybrake._money import usd_from_micros
 from keybrake._types import Budget, CallInfo, Verdict
 
 if TYPE_CHECKING:
-    from keybrake._client import AsyncKeybrake, Common, Keybrake
+    from keybrake._async_client import AsyncKeybrake
+    from keybrake._client import Keybrake
+    from keybrake._front import Front
     from keybrake._run import AsyncRun, Run
 
 __all__ = ["BrakeTransport", "client", "install"]
@@ -94,7 +96,7 @@ class BrakeTransport(_stripe.HTTPClient):
 
     def __init__(
         self,
-        keybrake: Keybrake | AsyncKeybrake | Common,
+        keybrake: Keybrake | AsyncKeybrake | Front,
         *,
         run: Run | AsyncRun | None = None,
         wait_ms: int = 0,
@@ -169,7 +171,7 @@ class _Call:
 
     def __init__(
         self,
-        keybrake: Common,
+        keybrake: Front,
         run: Run | AsyncRun | None,
         wait_ms: int,
         method: str,
@@ -215,7 +217,7 @@ class _Call:
 
 
 def client(
-    keybrake: Keybrake | AsyncKeybrake | Common,
+    keybrake: Keybrake | AsyncKeybrake | Front,
     token: str,
     *,
     run: Run | AsyncRun | None = None,
@@ -229,7 +231,7 @@ def client(
     return _stripe.StripeClient(token, http_client=BrakeTransport(keybrake, run=run, wait_ms=wait_ms), **options)
 
 
-def install(keybrake: Keybrake | Common) -> None:
+def install(keybrake: Keybrake | Front) -> None:
     """Governs the module-level API (`stripe.Refund.create`) and every `StripeClient` made from now on.
 
     Then set `stripe.api_key` to a vault key. An HTTP client of your own is not replaced: that is an error.
@@ -296,7 +298,7 @@ async def _once(body: bytes) -> AsyncIterator[bytes]:
     yield body
 
 
-def _guard_tests(keybrake: Common, url: str) -> None:
+def _guard_tests(keybrake: Front, url: str) -> None:
     """Under pytest, no call leaves the machine by accident."""
     if keybrake.allow_live_in_tests or "PYTEST_CURRENT_TEST" not in os.environ:
         return
