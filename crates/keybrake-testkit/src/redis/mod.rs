@@ -1,6 +1,7 @@
 //! Private Redis servers for tests and demos: each in a temporary directory of its own, on a port that the kernel
 //! chose, without any configuration of the machine. They need Debian's `redis-server` on `PATH`; without it starting
-//! one is an error that says how to get it.
+//! one is an error that says how to get it. [`Replicated`] and [`Cluster`] are several of them; [`Relay`] stands between
+//! a client and a server and goes wrong on command.
 //!
 //! ```no_run
 //! # fn main() -> std::io::Result<()> {
@@ -15,12 +16,19 @@
 //! # }
 //! ```
 
+mod cluster;
+mod frame;
 mod log;
 mod port;
 mod process;
+mod relay;
+mod replicated;
 mod resp;
 mod server;
 
+pub use cluster::Cluster;
+pub use relay::Relay;
+pub use replicated::Replicated;
 pub use resp::{Connection, Reply};
 pub use server::{Persistence, RedisOptions, RedisServer, Snapshot};
 

@@ -7,7 +7,10 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use tokio::net::TcpSocket;
+use tokio::net::{TcpListener, TcpSocket};
+
+/// How many connections wait to be accepted.
+const BACKLOG: u32 = 1_024;
 
 /// A free port of 127.0.0.1.
 #[derive(Debug)]
@@ -30,6 +33,11 @@ impl Port {
 
     pub(super) fn number(&self) -> u16 {
         self.number
+    }
+
+    /// Listens there, in this process; in a Tokio runtime.
+    pub(super) fn listen(&self) -> io::Result<TcpListener> {
+        bound(self.number)?.listen(BACKLOG)
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -72,7 +73,6 @@ impl RedisOptions {
 
     /// Runs as a Sentinel, which has no data and another command set.
     #[must_use]
-    #[expect(dead_code, reason = "for a replicated pair")]
     pub(super) fn sentinel(mut self) -> Self {
         self.sentinel = true;
         self
@@ -257,8 +257,12 @@ impl RedisServer {
     /// # Errors
     /// It is not running, ends, or does not print it within [`PATIENCE`]; the text has the end of its log.
     pub fn wait_for_log(&self, skip: usize, text: &str) -> io::Result<()> {
+        self.wait_for_log_within(PATIENCE, skip, text)
+    }
+
+    pub(super) fn wait_for_log_within(&self, limit: Duration, skip: usize, text: &str) -> io::Result<()> {
         let log = &self.running()?.log;
-        if log.wait(skip, text, PATIENCE) {
+        if log.wait(skip, text, limit) {
             return Ok(());
         }
         let told = format!("redis-server did not print {text:?}:\n{}", log.tail());
