@@ -2,8 +2,11 @@
 //!
 //! A backend says how to make a fresh ledger ([`Fresh`]), and one line runs every case against it:
 //!
-//! ```ignore
+//! ```
+//! use keybrake_testkit::conformance::Memory;
+//!
 //! keybrake_testkit::conformance!(memory, Memory);
+//! # fn main() {}
 //! ```
 //!
 //! Cases are named after the invariant, scenario or lesson that they pin.
