@@ -153,7 +153,10 @@ fn an_error_reply_is_an_error_with_redis_own_words() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_server_dies_with_the_process_that_started_it() {
+    // Who is killed cannot tidy up.
+    let left_behind = tempfile::tempdir().unwrap();
     let mut holder = Command::new(env!("CARGO_BIN_EXE_redis_holder"))
+        .env("TMPDIR", left_behind.path())
         .stdout(Stdio::piped())
         .stdin(Stdio::piped())
         .spawn()

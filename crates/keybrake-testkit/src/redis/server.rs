@@ -108,7 +108,8 @@ impl RedisOptions {
 #[derive(Debug)]
 pub struct Snapshot(TempDir);
 
-/// A running server. Dropping it kills it and removes its directory; the kernel kills it when this process dies.
+/// A running server. Dropping it kills it and removes its directory. When this process is killed, the kernel kills the
+/// server too; the directory is left.
 #[derive(Debug)]
 pub struct RedisServer {
     // Before the directory, so that the process is gone when its files are removed.
