@@ -65,16 +65,21 @@ impl World {
 
     /// A world on this ledger.
     pub async fn on(ledger: &str, policy: Value) -> Self {
-        Self::start(ledger, SystemClock.now_ms(), policy).await
+        Self::start(ledger, SystemClock.now_ms(), policy, limits()).await
+    }
+
+    /// A world in memory whose engine has these limits.
+    pub async fn limited(limits: Limits, policy: Value) -> Self {
+        Self::start("memory:", SystemClock.now_ms(), policy, limits).await
     }
 
     /// A world in memory that begins at a moment, Unix milliseconds. The vendor's clock stays the machine's, so that
     /// absence proves nothing in it.
     pub async fn at(now_ms: i64, policy: Value) -> Self {
-        Self::start("memory:", now_ms, policy).await
+        Self::start("memory:", now_ms, policy, limits()).await
     }
 
-    async fn start(ledger: &str, now_ms: i64, policy: Value) -> Self {
+    async fn start(ledger: &str, now_ms: i64, policy: Value, limits: Limits) -> Self {
         let stripe = Simulator::start(SimulatorOptions::default()).unwrap();
         let clock = Arc::new(ManualClock::at(now_ms));
         let kb = Keybrake::builder()
@@ -82,11 +87,7 @@ impl World {
             .secret("stripe", Secret::value("sk_test_simulator"))
             .base_url("stripe", stripe.url())
             .clock(clock.clone())
-            .limits(Limits {
-                send_within_ms: 10_000,
-                request_ms: 20_000,
-                max_open_holds: 10_000,
-            })
+            .limits(limits)
             .build()
             .await
             .unwrap();
@@ -226,6 +227,14 @@ impl Ended {
 /// A policy that allows refunds and reads up to so many dollars a day.
 pub fn refunds(cap: i64) -> Value {
     json!({"vendor": "stripe", "label": "support", "daily_usd_cap": cap, "allowed_endpoints": ["refunds.create", "reads"]})
+}
+
+/// Requests that live for 20 seconds at most.
+fn limits() -> Limits {
+    Limits {
+        request_ms: 20_000,
+        ..Limits::default()
+    }
 }
 
 /// The policy with its days cut in a zone where it is noon.

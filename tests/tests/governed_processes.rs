@@ -58,6 +58,7 @@ impl Place {
                 send_within_ms: 10_000,
                 request_ms: 20_000,
                 max_open_holds: 10_000,
+                ..Limits::default()
             })
             .build()
             .await

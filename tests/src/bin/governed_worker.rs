@@ -41,6 +41,7 @@ async fn work(args: &[String]) -> anyhow::Result<()> {
             send_within_ms: 10_000,
             request_ms: 20_000,
             max_open_holds: 10_000,
+            ..Limits::default()
         })
         .build()
         .await?;

@@ -12,6 +12,7 @@ mod identity;
 mod job;
 mod judge;
 mod keys;
+mod lookups;
 mod permit;
 mod price;
 mod replay;
@@ -29,12 +30,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::idempotency::Keys;
 use crate::ledger::{Ask, CallFacts, Ledger, ReserveAnswer, ReserveRequest};
 use crate::policy::{Code, Denial};
-use crate::request::Call;
+use crate::request::{Call, Refusal};
 use crate::vendors::{Lookup, Reply};
 use job::Job;
 use judge::Stage;
 pub(crate) use keys::CachedKey;
 use keys::KeyCache;
+use lookups::{Flight, Lookups};
 
 /// What a shell knows of a call besides its bytes: attribution and where its idempotency key came from. Grants
 /// nothing; permission travels with the token alone.
@@ -64,7 +66,10 @@ pub enum KeyOrigin {
     Unknown,
 }
 
-/// How long permits and calls live.
+/// Lookups that one key may begin in a second when nothing else is said.
+const LOOKUPS_PER_SECOND: u32 = 10;
+
+/// How long permits and calls live, and how much one key may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// From the permit until its first byte must leave; 10 s.
@@ -73,6 +78,9 @@ pub struct Limits {
     pub request_ms: i64,
     /// Most holds one key may have open; 10,000.
     pub max_open_holds: u32,
+    /// Lookups that one key may begin in a second, in this process; a call that needs one more is refused. `None`: 10,
+    /// and as many as it takes against a loopback simulator with a test-mode secret.
+    pub lookups_per_second: Option<u32>,
 }
 
 impl Default for Limits {
@@ -81,6 +89,7 @@ impl Default for Limits {
             send_within_ms: 10_000,
             request_ms: 120_000,
             max_open_holds: 10_000,
+            lookups_per_second: None,
         }
     }
 }
@@ -124,6 +133,7 @@ pub struct Pending {
     job: Job,
     lookup: Lookup,
     purpose: Purpose,
+    flight: Arc<Flight>,
 }
 
 /// What a lookup is for.
@@ -148,6 +158,7 @@ pub struct Brake {
     cache: KeyCache,
     credentials: Credentials,
     limits: Limits,
+    lookups: Lookups,
 }
 
 impl Brake {
@@ -171,6 +182,7 @@ impl Brake {
             cache: KeyCache::default(),
             credentials,
             limits,
+            lookups: Lookups::default(),
         })
     }
 
@@ -253,9 +265,17 @@ impl Brake {
                 Ok(ReserveAnswer::Denied(denial)) => return Ok(self.refused(&job, *denial)),
                 Ok(ReserveAnswer::Replay(reservation)) => return Ok(self.replayed(&job, &reservation)),
                 Ok(ReserveAnswer::NeedsAmount) => match lookup {
-                    Some((lookup, purpose)) => {
-                        return Ok(Decision::NeedsLookup(Box::new(Pending { job, lookup, purpose })));
-                    }
+                    Some((lookup, purpose)) => match self.begin_lookup(&job, &lookup) {
+                        Ok(flight) => {
+                            return Ok(Decision::NeedsLookup(Box::new(Pending {
+                                job,
+                                lookup,
+                                purpose,
+                                flight,
+                            })));
+                        }
+                        Err(refusal) => job.lookup_refusal = Some(refusal),
+                    },
                     None => {
                         return Err(Error::new(
                             ErrorKind::Internal,
@@ -275,6 +295,33 @@ impl Brake {
             ErrorKind::LedgerUnavailable,
             "the ledger's answers kept changing; nothing was sent",
         ))
+    }
+
+    /// Takes part in a lookup, unless its key has begun too many of them in the last second.
+    fn begin_lookup(&self, job: &Job, lookup: &Lookup) -> std::result::Result<Arc<Flight>, Refusal> {
+        let key_id = job.key.as_ref().map_or("", |key| key.record.id.as_str());
+        let vendor = job.vendor.map_or("", |vendor| vendor.name());
+        let simulated = self.credentials.base_url(vendor).is_some() && !job.livemode;
+        let unless_simulated = (!simulated).then_some(LOOKUPS_PER_SECOND);
+        let per_second = self.limits.lookups_per_second.or(unless_simulated);
+        let mut question = vec![vendor.to_owned(), lookup.path.clone()];
+        question.extend(
+            job.read_headers()
+                .into_iter()
+                .flat_map(|(name, value)| [name, value]),
+        );
+        self.lookups
+            .enter(key_id, question.join("\n"), self.clock.boot_ms(), per_second)
+            .ok_or_else(|| {
+                let most = per_second.unwrap_or_default();
+                Refusal::new(
+                    Code::CostUnknown,
+                    format!(
+                        "this call needs a read of {vendor} before it can be decided, and this key has begun {most} of \
+                         them in the last second, which is the most; nothing was sent: make calls more slowly"
+                    ),
+                )
+            })
     }
 
     fn request(&self, job: &Job, ask: Ask, identity: Option<crate::ledger::IdentityAsk>) -> ReserveRequest {
@@ -310,6 +357,18 @@ impl Pending {
     /// `Config` when the secret is missing.
     pub fn prepared(&self, brake: &Brake) -> Result<Prepared> {
         self.job.prepare_lookup(brake, &self.lookup)
+    }
+
+    /// The reply to the read, or why there is none. `send` makes it, unless the same read of the same key is under way
+    /// already: then its reply is waited for.
+    ///
+    /// # Errors
+    /// What `send` answered.
+    pub async fn read(
+        &self,
+        send: impl Future<Output = std::result::Result<Reply, String>>,
+    ) -> std::result::Result<Reply, String> {
+        self.flight.answer(send).await
     }
 }
 

@@ -161,7 +161,8 @@ impl Shell {
         let mut decision = self.brake.authorize(call, context).await?;
         while let Decision::NeedsLookup(pending) = decision {
             let request = pending.prepared(&self.brake)?;
-            decision = match self.http.read(&request, LOOKUP_TIMEOUT).await {
+            let read = pending.read(self.http.read(&request, LOOKUP_TIMEOUT));
+            decision = match read.await {
                 Ok(reply) => self.brake.resume(*pending, reply).await?,
                 Err(reason) => self.brake.resume_failed(*pending, &reason).await?,
             };
