@@ -246,6 +246,10 @@ def test_errors_of_stripe_pass_through(kb: keybrake.Keybrake, sim: Simulator) ->
             )
         assert keybrake.denied(caught.value) is None
         assert caught.value.request_id is not None
+        declined: Any = caught.value.error
+        assert declined.payment_intent.id.startswith("pi_")
+        assert declined.payment_intent.client_secret is None, "its hold is freed: nobody may confirm it uncounted"
+        assert "_secret_" not in str(caught.value.http_body)
         with pytest.raises(stripe.InvalidRequestError):
             client.v1.charges.retrieve("ch_none")
 
