@@ -40,6 +40,13 @@ fn main() {
         .enable_all()
         .build()
         .unwrap();
+    // `cargo bench --bench engine -- profile memory: 2000` runs one ledger alone, for a profiler.
+    let arguments: Vec<String> = std::env::args().collect();
+    if let Some(at) = arguments.iter().position(|argument| argument == "profile") {
+        let calls = arguments[at + 2].parse().unwrap();
+        let sample = runtime.block_on(engine_of(&arguments[at + 1], 0, calls));
+        return show(&arguments[at + 1], &sample, None);
+    }
     runtime.block_on(async {
         println!("authorize + settle of payment_intents.create, one caller, {CALLS} calls\n");
         println!(
@@ -140,6 +147,15 @@ fn floor_flush(folder: &std::path::Path) -> Sample {
 }
 
 async fn engine(url: &str, live: usize) -> Sample {
+    let calls = if url.starts_with("sqlite") {
+        CALLS / 20
+    } else {
+        CALLS
+    };
+    engine_of(url, live, calls).await
+}
+
+async fn engine_of(url: &str, live: usize, count: usize) -> Sample {
     let keybrake = Keybrake::builder()
         .ledger(url)
         .secret("stripe", Secret::value("sk_test_bench"))
@@ -164,11 +180,6 @@ async fn engine(url: &str, live: usize) -> Sample {
             .unwrap();
         assert!(matches!(decision, Decision::Permit(_)), "{decision:?}");
     }
-    let count = if url.starts_with("sqlite") {
-        CALLS / 20
-    } else {
-        CALLS
-    };
     let clock = SystemClock;
     let cpu = cpu_nanos();
     let mut nanos = Vec::with_capacity(count);

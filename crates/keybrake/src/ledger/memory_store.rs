@@ -9,7 +9,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use super::events::{Event, EventFilter};
-use super::store::{Checkpoint, Counter, KeyState, Meta, ObjectRecord, Pointer, Rolling, Store};
+use super::store::{Checkpoint, Counter, KeyState, Meta, ObjectPage, ObjectRecord, Pointer, Rolling, Store};
 use super::types::{
     BudgetDef, BudgetId, CallFacts, CounterName, HoldFilter, KeyRecord, Reservation, Scope, State, Stop,
     StopScope, TokenHash, Window,
@@ -39,10 +39,14 @@ pub(super) struct MemoryStore {
     provisional: BTreeSet<(i64, CallKey)>,
     pointers: HashMap<String, Pointer>,
     objects: HashMap<String, ObjectRecord>,
+    pages: HashMap<(String, u32), ObjectPage>,
     stops: BTreeMap<StopScope, Stop>,
     events: Vec<Arc<Event>>,
     checkpoints: Vec<Checkpoint>,
     undo: Vec<Undo>,
+    /// Reservations, objects and pages that were looked up.
+    #[cfg(test)]
+    pub(super) lookups: usize,
 }
 
 /// How to take one write back.
@@ -58,6 +62,7 @@ enum Undo {
     Reservation(CallKey, Option<Box<Reservation>>),
     Pointer(String, Option<Pointer>),
     Object(String, Option<ObjectRecord>),
+    Page((String, u32), Option<ObjectPage>),
     Stop(StopScope, Option<Stop>),
     Event,
     Checkpoint,
@@ -100,6 +105,14 @@ impl Borrow<str> for CallKey {
 }
 
 impl MemoryStore {
+    #[cfg_attr(not(test), expect(clippy::unused_self, reason = "counted in tests only"))]
+    const fn count_lookup(&mut self) {
+        #[cfg(test)]
+        {
+            self.lookups = self.lookups.saturating_add(1);
+        }
+    }
+
     pub(super) fn commit(&mut self) {
         self.undo.clear();
     }
@@ -130,6 +143,7 @@ impl MemoryStore {
                 }
                 Undo::Pointer(id, old) => restore(&mut self.pointers, id, old),
                 Undo::Object(id, old) => restore(&mut self.objects, id, old),
+                Undo::Page(id, old) => restore(&mut self.pages, id, old),
                 Undo::Stop(scope, Some(old)) => drop(self.stops.insert(scope, old)),
                 Undo::Stop(scope, None) => drop(self.stops.remove(&scope)),
                 Undo::Event => drop(self.events.pop()),
@@ -324,6 +338,7 @@ impl Store for MemoryStore {
     }
 
     fn reservation(&mut self, call_id: &str) -> Result<Option<Reservation>> {
+        self.count_lookup();
         Ok(self
             .reservations
             .get(call_id)
@@ -387,12 +402,25 @@ impl Store for MemoryStore {
     }
 
     fn object(&mut self, object: &str) -> Result<Option<ObjectRecord>> {
+        self.count_lookup();
         Ok(self.objects.get(object).cloned())
     }
 
     fn put_object(&mut self, object: &str, record: ObjectRecord) -> Result<()> {
         let old = self.objects.insert(object.to_owned(), record);
         self.undo.push(Undo::Object(object.to_owned(), old));
+        Ok(())
+    }
+
+    fn object_page(&mut self, object: &str, page: u32) -> Result<Option<ObjectPage>> {
+        self.count_lookup();
+        Ok(self.pages.get(&(object.to_owned(), page)).cloned())
+    }
+
+    fn put_object_page(&mut self, object: &str, number: u32, page: ObjectPage) -> Result<()> {
+        let name = (object.to_owned(), number);
+        let old = self.pages.insert(name.clone(), page);
+        self.undo.push(Undo::Page(name, old));
         Ok(())
     }
 

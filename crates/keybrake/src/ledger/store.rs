@@ -76,13 +76,42 @@ pub struct Pointer {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObjectRecord {
     /// Reservations that contributed exposure, in order.
-    pub call_ids: Vec<String>,
+    pub contributors: Vec<Contributor>,
+    /// Pages of contributors that were written, see [`Contributor::Folded`].
+    pub pages: u32,
     /// Sum of what they contributed and still expose (held plus used), in micro-USD.
     pub exposed_micros: i64,
     /// All that the object was seen to have moved (a cumulative maximum), in micro-USD.
     pub moved_micros: i64,
     /// Whether nothing more can move.
     pub closed: bool,
+}
+
+/// An entry in the list of an object's contributors. Only open ones can take more of what moves, so the others need
+/// not be looked up when something does, and many of them are one entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Contributor {
+    /// A reservation that may still change.
+    Open(String),
+    /// One that is final and holds nothing, and what it has used, in micro-USD.
+    Final(String, i64),
+    /// A row of final ones: their sum here, their names in pages.
+    Folded {
+        /// What they have used together, in micro-USD.
+        used_micros: i64,
+        /// The page of the newest of them.
+        page: u32,
+    },
+}
+
+/// Some of an object's final contributors in order, with what each has used, in micro-USD.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectPage {
+    /// Call ids and amounts.
+    pub calls: Vec<(String, i64)>,
+    /// The page of those before them in the same row.
+    pub before: Option<u32>,
 }
 
 /// A signed summary of the counters at one event number; chained by hash.
@@ -224,6 +253,10 @@ pub trait Store {
     fn object(&mut self, object: &str) -> Result<Option<ObjectRecord>>;
     /// Writes it.
     fn put_object(&mut self, object: &str, record: ObjectRecord) -> Result<()>;
+    /// A page of a vendor object's contributors.
+    fn object_page(&mut self, object: &str, page: u32) -> Result<Option<ObjectPage>>;
+    /// Writes it.
+    fn put_object_page(&mut self, object: &str, number: u32, page: ObjectPage) -> Result<()>;
 
     /// A standing stop.
     fn stop(&mut self, scope: &StopScope) -> Result<Option<Stop>>;

@@ -6,6 +6,7 @@
 
 mod budgets;
 mod charge;
+mod contributors;
 mod flood;
 mod identity;
 mod keys;

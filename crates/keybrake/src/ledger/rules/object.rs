@@ -1,8 +1,9 @@
 //! Exposure per vendor object: several calls raise one total, and what moves is counted once.
 
+use super::contributors;
 use super::step::{Step, corrupt, internal};
 use crate::error::Result;
-use crate::ledger::store::ObjectRecord;
+use crate::ledger::store::{Contributor, ObjectRecord};
 use crate::ledger::types::{ObjectRaise, ObjectState, Reservation};
 use crate::money::Usd;
 
@@ -19,7 +20,7 @@ pub(super) fn added(step: &mut Step<'_>, raise: &ObjectRaise) -> Result<Usd> {
 /// Notes that a reservation exposes this much for the object.
 pub(super) fn contribute(step: &mut Step<'_>, object: &str, call_id: &str, usd: Usd) -> Result<()> {
     let mut record = step.store.object(object)?.unwrap_or_default();
-    record.call_ids.push(call_id.to_owned());
+    record.contributors.push(Contributor::Open(call_id.to_owned()));
     expose(&mut record, usd.micros())?;
     step.store.put_object(object, record)
 }
@@ -61,8 +62,10 @@ pub(super) fn allocate(
 ) -> Result<Allocation> {
     let mut record = step.store.object(&seen.object)?.unwrap_or_default();
     let call_id = &call.facts.call_id;
-    if !record.call_ids.contains(call_id) {
-        record.call_ids.push(call_id.clone());
+    if call.object.is_some() {
+        contributors::reopen(step, &seen.object, &mut record, call_id)?;
+    } else {
+        record.contributors.push(Contributor::Open(call_id.clone()));
         let exposed = micros_sum(call.held, call.used)?;
         expose(&mut record, exposed.micros())?;
     }
@@ -70,18 +73,24 @@ pub(super) fn allocate(
     record.closed |= seen.closed;
     let mut rest = Usd::from_micros(record.moved_micros);
     let mut others = Vec::new();
-    let mut own = Some(own);
     let mut own_after = None;
-    for contributor in &record.call_ids {
-        if contributor == call_id {
-            if let Some(before) = own.take() {
-                own_after = Some(share(before, &mut rest, record.closed)?);
+    for contributor in &mut record.contributors {
+        let open = match contributor {
+            Contributor::Open(open) => open,
+            // What holds nothing keeps what it has used, and takes no more.
+            Contributor::Final(_, used_micros) | Contributor::Folded { used_micros, .. } => {
+                let used = Usd::from_micros(*used_micros);
+                rest = difference(rest, used.min(rest))?;
+                continue;
             }
+        };
+        if open == call_id {
+            own_after = Some(share(own, &mut rest, record.closed)?);
             continue;
         }
-        let Some(other) = step.store.reservation(contributor)? else {
+        let Some(other) = step.store.reservation(open)? else {
             return Err(corrupt(format!(
-                "the call {contributor} of an object is not in the ledger"
+                "the call {open} of an object is not in the ledger"
             )));
         };
         let before = Share {
@@ -91,8 +100,11 @@ pub(super) fn allocate(
         let after = share(before, &mut rest, record.closed)?;
         if after.held != other.held || after.used != other.used {
             others.push((other, after));
+        } else if contributors::is_final(&other) {
+            *contributor = Contributor::Final(std::mem::take(open), other.used.micros());
         }
     }
+    contributors::fold(step, &seen.object, &mut record)?;
     let Some(mut own) = own_after else {
         return Err(internal("a call is not among its object's contributors"));
     };

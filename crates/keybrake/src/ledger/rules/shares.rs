@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::contributors;
 use super::identity::ended;
 use super::object::{self, Allocation, Share};
 use super::outcome::{Counts, Outcome, is_read, kind_of};
@@ -61,6 +62,7 @@ pub(super) fn expose(step: &mut Step<'_>, call: &Reservation, share: &Share) -> 
         return Ok(());
     }
     let mut record = step.store.object(object)?.unwrap_or_default();
+    contributors::reopen(step, object, &mut record, &call.facts.call_id)?;
     object::expose(&mut record, by)?;
     step.store.put_object(object, record)
 }

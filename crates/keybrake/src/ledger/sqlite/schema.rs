@@ -47,6 +47,8 @@ pub(super) enum Kind {
     Pointer = 10,
     /// By vendor object.
     Object = 11,
+    /// By vendor object and number.
+    ObjectPage = 12,
 }
 
 impl Kind {

@@ -12,7 +12,9 @@ use serde::de::DeserializeOwned;
 use super::schema::Kind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ledger::events::{Event, EventFilter};
-use crate::ledger::store::{Checkpoint, Counter, KeyState, Meta, ObjectRecord, Pointer, Rolling, Store};
+use crate::ledger::store::{
+    Checkpoint, Counter, KeyState, Meta, ObjectPage, ObjectRecord, Pointer, Rolling, Store,
+};
 use crate::ledger::types::{
     BudgetDef, BudgetId, CounterName, HoldFilter, KeyRecord, Reservation, Scope, State, Stop, StopScope,
     TokenHash, Window,
@@ -422,6 +424,14 @@ impl Store for SqliteStore<'_> {
 
     fn put_object(&mut self, object: &str, record: ObjectRecord) -> Result<()> {
         self.put_record(Kind::Object, object, &record)
+    }
+
+    fn object_page(&mut self, object: &str, page: u32) -> Result<Option<ObjectPage>> {
+        self.record(Kind::ObjectPage, &format!("{object}|{page}"))
+    }
+
+    fn put_object_page(&mut self, object: &str, number: u32, page: ObjectPage) -> Result<()> {
+        self.put_record(Kind::ObjectPage, &format!("{object}|{number}"), &page)
     }
 
     fn stop(&mut self, scope: &StopScope) -> Result<Option<Stop>> {
