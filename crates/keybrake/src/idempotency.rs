@@ -62,6 +62,11 @@ impl Keys {
         keyed(&self.identity, parts)
     }
 
+    /// The first parts of several identities, hashed once.
+    pub(crate) fn scope(&self, parts: &[&str]) -> ScopedIdentity {
+        ScopedIdentity(extended(&self.identity, parts))
+    }
+
     /// The idempotency key that is sent for one generation of an identity.
     pub fn vendor_key(&self, identity: &str, generation: u32) -> String {
         let mut key = keyed(&self.idempotency, &[identity, &generation.to_string()]);
@@ -72,6 +77,16 @@ impl Keys {
     /// The subkey that recorded replies are encrypted with.
     pub(crate) fn reply_key(&self) -> &[u8; 32] {
         &self.reply
+    }
+}
+
+/// The parts that several identities begin with.
+pub(crate) struct ScopedIdentity(HmacSha256);
+
+impl ScopedIdentity {
+    /// The name of the identity with these parts after the first ones.
+    pub(crate) fn identity(&self, parts: &[&str]) -> String {
+        keyed(&self.0, parts)
     }
 }
 
@@ -133,12 +148,16 @@ pub fn item_key(run: &str, item: &str) -> Result<String> {
 }
 
 fn keyed(mac: &HmacSha256, parts: &[&str]) -> String {
+    hex(&extended(mac, parts).finalize().into_bytes())
+}
+
+fn extended(mac: &HmacSha256, parts: &[&str]) -> HmacSha256 {
     let mut mac = mac.clone();
     for part in parts {
         mac.update(&length(part.as_bytes()));
         mac.update(part.as_bytes());
     }
-    hex(&mac.finalize().into_bytes())
+    mac
 }
 
 fn length(part: &[u8]) -> [u8; 8] {
@@ -146,13 +165,13 @@ fn length(part: &[u8]) -> [u8; 8] {
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: [char; 16] = [
-        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
-    ];
-    let nibbles = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    nibbles
-        .filter_map(|nibble| DIGITS.get(usize::from(nibble)))
-        .collect()
+    let digit = |nibble: u8| char::from(if nibble < 10 { b'0' } else { b'a' - 10 }.saturating_add(nibble));
+    let mut text = String::with_capacity(bytes.len().saturating_mul(2));
+    for byte in bytes {
+        text.push(digit(byte >> 4));
+        text.push(digit(byte & 15));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -177,6 +196,15 @@ mod tests {
         let keys = Keys::new(&LedgerSecret([7; 32])).unwrap();
         assert_ne!(keys.identity(&["ab", "c"]), keys.identity(&["a", "bc"]));
         assert_ne!(keys.vendor_key("x", 1), keys.vendor_key("x", 2));
+        assert_eq!(
+            keys.scope(&["a", "b"]).identity(&["c"]),
+            keys.identity(&["a", "b", "c"])
+        );
+    }
+
+    #[test]
+    fn hex_is_lower_case_and_two_digits_a_byte() {
+        assert_eq!(hex(&[0x00, 0x09, 0x9a, 0xaf, 0xf0, 0xff]), "00099aaff0ff");
     }
 
     #[test]

@@ -100,12 +100,14 @@ impl fmt::Display for Usd {
         let sign = if self.0 < 0 { "-" } else { "" };
         let micros = self.0.unsigned_abs();
         let scale = MICROS_PER_USD.unsigned_abs();
-        let (whole, fraction) = (micros.checked_div(scale), micros.checked_rem(scale));
-        let mut decimals = format!("{:06}", fraction.unwrap_or(0));
-        while decimals.len() > 2 && decimals.ends_with('0') {
-            decimals.pop();
+        let whole = micros.checked_div(scale).unwrap_or(0);
+        let mut fraction = micros.checked_rem(scale).unwrap_or(0);
+        let mut decimals = 6_usize;
+        while decimals > 2 && fraction.is_multiple_of(10) {
+            fraction = fraction.checked_div(10).unwrap_or(0);
+            decimals = decimals.saturating_sub(1);
         }
-        write!(f, "{sign}{}.{decimals}", whole.unwrap_or(0))
+        write!(f, "{sign}{whole}.{fraction:0decimals$}")
     }
 }
 

@@ -20,14 +20,14 @@ pub(super) fn charges(job: &Job, key: &CachedKey, usd: Usd) -> Result<Vec<Charge
     };
     // A read asks nothing of a `writes` budget; money is asked for also at zero, so that the row names its budget.
     let asks = |charge: &ChargeAsk| charge.amount != 0 || charge.unit == Unit::Usd;
-    let all: Vec<_> = key
-        .record
-        .budgets
-        .iter()
-        .filter(counts)
-        .map(|budget| charge(job, budget, usd))
-        .collect::<Result<_>>()?;
-    Ok(all.into_iter().filter(asks).collect())
+    let mut all = Vec::with_capacity(key.record.budgets.len());
+    for budget in key.record.budgets.iter().filter(counts) {
+        let charge = charge(job, budget, usd)?;
+        if asks(&charge) {
+            all.push(charge);
+        }
+    }
+    Ok(all)
 }
 
 fn charge(job: &Job, budget: &BudgetRef, usd: Usd) -> Result<ChargeAsk> {

@@ -28,7 +28,8 @@ impl std::fmt::Debug for Credential {
 pub struct Credentials {
     secrets: Secrets,
     base_urls: BTreeMap<String, String>,
-    loaded: Mutex<BTreeMap<(String, String), Arc<Credential>>>,
+    /// By vendor, then by name.
+    loaded: Mutex<BTreeMap<&'static str, BTreeMap<String, Arc<Credential>>>>,
 }
 
 impl Credentials {
@@ -81,9 +82,9 @@ impl Credentials {
     /// # Errors
     /// `Config` when it is missing, is not that vendor's, or is a live one that would go to an overridden base.
     pub(crate) fn of(&self, vendor: &'static dyn Vendor, name: Option<&str>) -> Result<Arc<Credential>> {
-        let key = (vendor.name().to_owned(), name.unwrap_or_default().to_owned());
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(credential) = loaded.get(&key) {
+        let of_vendor = loaded.entry(vendor.name()).or_default();
+        if let Some(credential) = of_vendor.get(name.unwrap_or_default()) {
             return Ok(Arc::clone(credential));
         }
         let secret = self.secrets.load(vendor.name(), name)?;
@@ -104,7 +105,7 @@ impl Credentials {
             headers: vendor.credentials(&secret),
             livemode,
         });
-        loaded.insert(key, Arc::clone(&credential));
+        of_vendor.insert(name.unwrap_or_default().to_owned(), Arc::clone(&credential));
         Ok(credential)
     }
 }

@@ -44,28 +44,19 @@ impl Parts<'_> {
         };
         let fields = self.fields();
         let content = content_of(&fields);
-        let scope = self.scope();
-        let text = match kind {
-            IdentityKind::Content => content.as_str(),
-            _ => discriminator.as_str(),
+        let scope = self.keys.scope(&self.scope());
+        let content_id = scope.identity(&[kind_name(IdentityKind::Content), &content]);
+        let id = match kind {
+            IdentityKind::Content => content_id.clone(),
+            _ => scope.identity(&[kind_name(kind), &discriminator]),
         };
-        let parts: Vec<&str> = scope
-            .iter()
-            .map(String::as_str)
-            .chain([kind_name(kind), text])
-            .collect();
-        let content_parts: Vec<&str> = scope
-            .iter()
-            .map(String::as_str)
-            .chain(["content", &content])
-            .collect();
         // Forwarded unchanged; the SDK's own too when nothing is derived (`idempotency: off`).
         let forwarded = matches!(kind, IdentityKind::CallerKey | IdentityKind::Transport);
-        let caller_key = forwarded.then(|| discriminator.clone());
+        let caller_key = forwarded.then_some(discriminator);
         Ok(Some(IdentityAsk {
-            id: self.keys.identity(&parts),
+            id,
             kind,
-            content_id: self.keys.identity(&content_parts),
+            content_id,
             fields,
             wire: self.wire(),
             caller_key,
@@ -136,21 +127,20 @@ impl Parts<'_> {
     }
 
     /// Lineage and run, vendor, its secret's name and mode, connected account, operation, target.
-    fn scope(&self) -> Vec<String> {
-        let record = &self.key.record;
+    fn scope(&self) -> Vec<&str> {
         let mut scope = vec![
-            record.lineage.clone(),
-            self.run.unwrap_or_default().to_owned(),
-            self.vendor.to_owned(),
-            self.key.secret_name(self.vendor).unwrap_or_default().to_owned(),
-            if self.livemode { "live" } else { "test" }.to_owned(),
-            self.recognised.account.clone().unwrap_or_default(),
-            self.recognised.operation.name.to_owned(),
+            self.key.record.lineage.as_str(),
+            self.run.unwrap_or_default(),
+            self.vendor,
+            self.key.secret_name(self.vendor).unwrap_or_default(),
+            if self.livemode { "live" } else { "test" },
+            self.recognised.account.as_deref().unwrap_or_default(),
+            self.recognised.operation.name,
         ];
-        scope.extend(self.recognised.ids.iter().cloned());
+        scope.extend(self.recognised.ids.iter().map(String::as_str));
         if self.recognised.operation.class == Class::Unknown {
             // Operations that are known by their path alone are told apart by it.
-            scope.push(self.recognised.path.clone());
+            scope.push(&self.recognised.path);
         }
         scope
     }

@@ -35,7 +35,6 @@ pub(super) fn price(job: &Job, key: &CachedKey) -> std::result::Result<Price, Re
     let (Some(vendor), Some(recognised)) = (job.vendor, &job.recognised) else {
         return Err(Refusal::new(Code::CostUnknown, "the call was not recognised"));
     };
-    let name = job.operation_name();
     // The policy's figure is for operations whose cost we do not know; it never lowers one that we do.
     let operation = recognised.operation;
     let cost = |policy: &CompiledPolicy| {
@@ -92,6 +91,7 @@ pub(super) fn price(job: &Job, key: &CachedKey) -> std::result::Result<Price, Re
         }
         Estimate::NeedsLookup(lookup) => allow_lookup(job, key, lookup),
         Estimate::Unknown(reason) => given.map(|usd| Price::Known(by_policy(usd))).ok_or_else(|| {
+            let name = job.operation_name();
             Refusal::new(
                 Code::CostUnknown,
                 format!(

@@ -1,8 +1,8 @@
 //! Recorded replies: stripped, at most 64 KiB, and encrypted so that they cannot be read or swapped at rest.
 
-use chacha20poly1305::aead::{Aead, KeyInit, Payload};
+use bytes::Bytes;
+use chacha20poly1305::aead::{Aead, AeadInOut, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
-use serde::{Deserialize, Serialize};
 
 use crate::idempotency::Keys;
 use crate::ledger::Reservation;
@@ -11,13 +11,9 @@ use crate::vendors::Reply;
 /// A longer body is not kept; its repeat is answered `already_done`.
 const MOST_BYTES: usize = 64 * 1024;
 const NONCE: usize = 24;
-
-#[derive(Serialize, Deserialize)]
-struct Recorded {
-    status: u16,
-    headers: Vec<(String, String)>,
-    body: String,
-}
+const TAG: usize = 16;
+/// Bytes before the headers: the status, and the headers' length.
+const FIRST: usize = 6;
 
 /// What an encrypted reply is bound to: it opens for this call, identity and generation alone.
 pub(super) struct Binding<'a> {
@@ -41,27 +37,26 @@ pub(super) fn seal(keys: &Keys, binding: &Binding<'_>, reply: &Reply) -> Option<
     if reply.body.len() > MOST_BYTES {
         return None;
     }
-    let body = String::from_utf8(reply.body.to_vec()).ok()?;
-    let recorded = Recorded {
-        status: reply.status,
-        headers: reply.headers.clone(),
-        body,
-    };
-    let plain = serde_json::to_vec(&recorded).ok()?;
+    std::str::from_utf8(&reply.body).ok()?;
     let mut nonce = [0_u8; NONCE];
     getrandom::fill(&mut nonce).ok()?;
+    // One buffer, encrypted where it stands: nonce, status, length of the headers, headers, body, tag.
+    let headers = serde_json::to_vec(&reply.headers).ok()?;
+    let length = [NONCE, FIRST, headers.len(), reply.body.len(), TAG].iter().sum();
+    let mut sealed = Vec::with_capacity(length);
+    sealed.extend_from_slice(&nonce);
+    sealed.extend_from_slice(&reply.status.to_be_bytes());
+    sealed.extend_from_slice(&u32::try_from(headers.len()).ok()?.to_be_bytes());
+    sealed.extend_from_slice(&headers);
+    sealed.extend_from_slice(&reply.body);
     let cipher = XChaCha20Poly1305::new(keys.reply_key().into());
     let aad = binding.associated_data();
-    let sealed = cipher
-        .encrypt(
-            &XNonce::from(nonce),
-            Payload {
-                msg: &plain,
-                aad: aad.as_bytes(),
-            },
-        )
+    let (_, text) = sealed.split_at_mut_checked(NONCE)?;
+    let tag = cipher
+        .encrypt_inout_detached(&XNonce::from(nonce), aad.as_bytes(), text.into())
         .ok()?;
-    Some([nonce.as_slice(), &sealed].concat())
+    sealed.extend_from_slice(&tag);
+    Some(sealed)
 }
 
 /// Decrypts a reservation's recorded reply; `None` when there is none or it is not what was recorded for it.
@@ -85,10 +80,13 @@ pub(super) fn open(keys: &Keys, reservation: &Reservation) -> Option<Reply> {
             },
         )
         .ok()?;
-    let recorded: Recorded = serde_json::from_slice(&plain).ok()?;
+    let (status, rest) = plain.split_first_chunk::<2>()?;
+    let (length, rest) = rest.split_first_chunk::<4>()?;
+    let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+    let (headers, body) = rest.split_at_checked(length)?;
     Some(Reply {
-        status: recorded.status,
-        headers: recorded.headers,
-        body: recorded.body.into_bytes().into(),
+        status: u16::from_be_bytes(*status),
+        headers: serde_json::from_slice(headers).ok()?,
+        body: Bytes::copy_from_slice(body),
     })
 }

@@ -111,11 +111,17 @@ pub enum OnRepeat {
 impl Scope {
     /// `lineage:support-v2`, `run:run_42`, `customer:*`, `group:tenant:acme`.
     pub fn name(&self) -> String {
+        let (kind, id) = self.parts();
+        [kind, ":", id].concat()
+    }
+
+    /// The kind in a word, and the id.
+    const fn parts(&self) -> (&'static str, &str) {
         match self {
-            Self::Lineage(id) => format!("lineage:{id}"),
-            Self::Run(id) => format!("run:{id}"),
-            Self::Customer(id) => format!("customer:{id}"),
-            Self::Group(id) => format!("group:{id}"),
+            Self::Lineage(id) => ("lineage", id.as_str()),
+            Self::Run(id) => ("run", id.as_str()),
+            Self::Customer(id) => ("customer", id.as_str()),
+            Self::Group(id) => ("group", id.as_str()),
         }
     }
 }
@@ -158,12 +164,9 @@ impl BudgetDef {
     /// The budget's name, made of its scope and never of a key, zone or cap.
     pub fn id(&self) -> BudgetId {
         let vendor = self.vendor.as_deref().unwrap_or("*");
-        BudgetId(format!(
-            "{vendor}|{}|{}|{}",
-            self.scope.name(),
-            self.unit.as_str(),
-            self.window.family()
-        ))
+        let (kind, scope) = self.scope.parts();
+        let (unit, family) = (self.unit.as_str(), self.window.family());
+        BudgetId([vendor, "|", kind, ":", scope, "|", unit, "|", family].concat())
     }
 
     /// The budget as people read it: `stripe lineage:support-v2 usd per day`, with `all` for all vendors.

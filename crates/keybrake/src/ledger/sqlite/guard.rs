@@ -9,7 +9,7 @@
 //! * writers of all processes queue on a guard file with `flock`, which no foreign descriptor can undo.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -27,6 +27,14 @@ const DATABASE_SHARED_FIRST: i64 = 0x4000_0002;
 const DATABASE_SHARED_SIZE: i64 = 510;
 /// The byte of `-shm` that every connected process share-locks: `UNIX_SHM_DMS` (sqlite3 `os_unix.c`).
 const SHM_CONNECTED: i64 = 128;
+
+/// Where `-shm` has the number of the last valid frame (`mxFrame` of the WAL-index header, sqlite.org/walformat.html).
+const SHM_LAST_FRAME: u64 = 16;
+/// Bytes of a page and its header in the log.
+const LOG_FRAME_BYTES: u64 = 4_096 + 24;
+
+/// Bytes of zeros written at once.
+const LENGTHEN_AT_ONCE: usize = 256 << 10;
 
 /// First pause while another process holds the guard file; doubled up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_micros(20);
@@ -178,6 +186,33 @@ impl Held {
     /// The log, to be flushed.
     pub(super) fn wal(&self) -> Option<&File> {
         self.wal.as_ref().map(|(_, file)| file)
+    }
+
+    /// Bytes of the log's file that are in use, and how long it is.
+    pub(super) fn log_bytes(&self) -> Option<(u64, u64)> {
+        let length = self.wal()?.metadata().ok()?.len();
+        let mut frames = [0_u8; 4];
+        self.shm
+            .as_ref()?
+            .1
+            .read_exact_at(&mut frames, SHM_LAST_FRAME)
+            .ok()?;
+        let used = u64::from(u32::from_ne_bytes(frames)).checked_mul(LOG_FRAME_BYTES)?;
+        Some((used, length))
+    }
+
+    /// Makes the log's file longer by zeros, which SQLite takes for its end. Call it inside a write transaction before
+    /// anything is committed: then nobody else writes to the log.
+    pub(super) fn lengthen_log(&self, from: u64, to: u64) -> std::io::Result<()> {
+        let Some(wal) = self.wal() else { return Ok(()) };
+        let zeros = vec![0_u8; LENGTHEN_AT_ONCE];
+        let mut at = from;
+        while at < to {
+            let rest = usize::try_from(to.saturating_sub(at)).unwrap_or(LENGTHEN_AT_ONCE);
+            wal.write_all_at(zeros.get(..rest).unwrap_or(&zeros), at)?;
+            at = at.saturating_add(u64::try_from(rest.min(LENGTHEN_AT_ONCE)).unwrap_or(u64::MAX));
+        }
+        Ok(())
     }
 
     /// Whether the database and the log still have their names: a commit into a file that nobody else can find

@@ -24,6 +24,12 @@ const GROUP_MAX: usize = 256;
 pub(super) const STEPS_PER_CHECKPOINT: usize = 1_000;
 /// Pages in the log from which on writers wait for it to be folded (128 MiB), so that it cannot grow for ever.
 const LOG_PAGES_MAX: i64 = 32_768;
+/// A log with less room than this left in its file is made longer in advance, by as much as it is, within bounds.
+/// Flushing a file that grew writes its new length too, in its own trips to the disk: measured 1.6 to 6 times the cost of
+/// overwriting.
+const LOG_ROOM: u64 = 256 << 10;
+const LENGTHEN_MIN: u64 = 1 << 20;
+const LENGTHEN_MAX: u64 = 16 << 20;
 /// Longest wait for other writers when the ledger is closed.
 const CLOSE_WAIT_MS: i64 = 1_000;
 
@@ -230,8 +236,25 @@ impl Writer {
         for (ns, meta) in metas {
             SqliteStore::new(&self.conn, ns, meta).finish()?;
         }
+        self.lengthen_log();
         self.execute("COMMIT")?;
         Ok(true)
+    }
+
+    /// Makes the log longer before SQLite has to, once it is in real use. When it starts over it is overwritten, and
+    /// grows no more.
+    fn lengthen_log(&self) {
+        let Some((used, length)) = self.held.log_bytes() else {
+            return;
+        };
+        if used < LOG_ROOM || used.saturating_add(LOG_ROOM) <= length {
+            return;
+        }
+        let to = length.saturating_add(length.clamp(LENGTHEN_MIN, LENGTHEN_MAX));
+        if let Err(error) = self.held.lengthen_log(length, to) {
+            // A full disk, perhaps; the commit will say so itself.
+            tracing::debug!(%error, "the ledger's log could not be made longer in advance");
+        }
     }
 
     fn execute(&self, sql: &str) -> Result<()> {
