@@ -187,6 +187,7 @@ _KINDS: dict[str, type[KeybrakeError]] = {
     "config": ConfigError,
     "policy": PolicyError,
     "ledger_unavailable": LedgerError,
+    "ledger_recovering": LedgerError,
     "ledger_corrupt": LedgerError,
     "not_found": NotFound,
     "vendor": VendorError,

@@ -8,11 +8,12 @@ use keybrake::clock::ManualClock;
 use keybrake::ledger::Ledger;
 use keybrake::ledger::sqlite::{SqliteLedger, SqliteOptions};
 use keybrake_testkit::conformance;
-use keybrake_testkit::conformance::{Fresh, Memory, Opened};
+use keybrake_testkit::conformance::{Fresh, Memory, Opened, Redis};
 use tempfile::TempDir;
 
 conformance!(memory, Memory);
 conformance!(sqlite, Sqlite);
+conformance!(redis, Redis);
 
 /// The ledger in one SQLite file; another process opens the same file.
 struct Sqlite;

@@ -16,6 +16,7 @@ pub(crate) fn to_python(py: Python<'_>, error: &Error) -> PyErr {
         ErrorKind::Config => "config",
         ErrorKind::Policy => "policy",
         ErrorKind::LedgerUnavailable => "ledger_unavailable",
+        ErrorKind::LedgerRecovering => "ledger_recovering",
         ErrorKind::LedgerCorrupt => "ledger_corrupt",
         ErrorKind::NotFound => "not_found",
         ErrorKind::Vendor => "vendor",

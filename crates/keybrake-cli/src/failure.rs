@@ -70,6 +70,7 @@ impl From<Error> for Failure {
             ErrorKind::Config => (exit::USAGE, "config"),
             ErrorKind::Policy => (exit::REFUSED, "policy"),
             ErrorKind::LedgerUnavailable => (exit::LEDGER, "ledger_unavailable"),
+            ErrorKind::LedgerRecovering => (exit::LEDGER, "ledger_recovering"),
             ErrorKind::LedgerCorrupt => (exit::LEDGER, "ledger_corrupt"),
             ErrorKind::NotFound => (exit::NOT_FOUND, "not_found"),
             ErrorKind::Vendor => (exit::REFUSED, "vendor"),

@@ -36,6 +36,39 @@ pub fn secrets_from_environment() -> Secrets {
     secrets
 }
 
+/// The master key of a fleet: `KEYBRAKE_MASTER_KEY`, or the content of the file that `KEYBRAKE_MASTER_KEY_FILE` names.
+///
+/// # Errors
+/// `Config` when the file cannot be read, or the key is shorter than 32 characters.
+pub fn master_key() -> Result<Option<zeroize::Zeroizing<Vec<u8>>>> {
+    const LEAST: usize = 32;
+    let key = match (
+        environment("KEYBRAKE_MASTER_KEY"),
+        environment("KEYBRAKE_MASTER_KEY_FILE"),
+    ) {
+        (Some(key), _) => zeroize::Zeroizing::new(key.into_bytes()),
+        (None, Some(path)) => {
+            let read = std::fs::read(&path);
+            zeroize::Zeroizing::new(
+                read.map_err(|e| Error::config(format!("cannot read the master key in {path}")).because(e))?,
+            )
+        }
+        (None, None) => return Ok(None),
+    };
+    let trimmed = key.trim_ascii();
+    if trimmed.len() < LEAST {
+        return Err(Error::config(
+            "the master key is shorter than 32 characters: `openssl rand -hex 32` makes a good one",
+        ));
+    }
+    if trimmed.contains(&b',') {
+        return Err(Error::config(
+            "a master key cannot be rotated yet: KEYBRAKE_MASTER_KEY must be one key, without a comma",
+        ));
+    }
+    Ok(Some(zeroize::Zeroizing::new(trimmed.to_vec())))
+}
+
 /// The base URL that `KEYBRAKE_BASE_URL_<VENDOR>` names, for loopback simulators only (checked by the engine).
 pub fn base_url(vendor: &str) -> Option<String> {
     environment(&format!("KEYBRAKE_BASE_URL_{}", vendor.to_ascii_uppercase()))

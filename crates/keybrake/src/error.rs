@@ -16,6 +16,8 @@ pub enum ErrorKind {
     Policy,
     /// The ledger cannot be reached, is closed, or its clock cannot be trusted. Nothing was sent.
     LedgerUnavailable,
+    /// The ledger's server has just started, and nobody has confirmed that nothing was lost. Nothing was sent.
+    LedgerRecovering,
     /// The ledger's content contradicts itself or cannot be read. Nothing was sent; do not retry.
     LedgerCorrupt,
     /// No such key, run, call, budget or file.

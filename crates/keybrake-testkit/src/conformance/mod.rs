@@ -21,6 +21,7 @@
 pub mod invariants;
 pub mod lessons;
 mod model;
+mod redis;
 pub mod scenarios;
 mod world;
 
@@ -31,6 +32,7 @@ use keybrake::clock::ManualClock;
 use keybrake::ledger::{Ledger, MemoryLedger};
 
 pub use model::agrees_with_the_model;
+pub use redis::Redis;
 pub use world::{Call, Key, World, dollars};
 
 /// How a backend makes ledgers for the suite.

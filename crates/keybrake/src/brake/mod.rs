@@ -379,6 +379,10 @@ fn unavailable(error: &Error) -> Option<Denial> {
             Code::LedgerUnavailable,
             format!("the ledger cannot answer, so nothing was sent: {error}"),
         )),
+        ErrorKind::LedgerRecovering => Some(Denial::new(
+            Code::LedgerRecovering,
+            format!("the ledger is not open yet, so nothing was sent: {error}"),
+        )),
         _ => None,
     }
 }

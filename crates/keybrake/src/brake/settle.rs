@@ -5,7 +5,7 @@ use super::keys::CachedKey;
 use super::permit::{CallRecord, Permit, SendEnd, Settled, known_vendor};
 use super::price::{object_name, to_usd};
 use super::replay::{self, Binding};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::ledger::{
     CostSource, ObjectState, Proof, ReplyFacts, Reservation, SettleAnswer, Settlement, State,
 };
@@ -125,7 +125,12 @@ impl Brake {
         let mut last = self.ledger().settle(settlement.clone()).await;
         for _ in 0..2 {
             match last {
-                Err(error) if error.kind() == crate::error::ErrorKind::LedgerUnavailable => {
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::LedgerUnavailable | ErrorKind::LedgerRecovering
+                    ) =>
+                {
                     last = self.ledger().settle(settlement.clone()).await;
                 }
                 answered => return answered,
@@ -210,7 +215,7 @@ impl Brake {
     /// Keeps a 2xx for replays.
     fn seal(&self, permit: &Permit, vendor: &'static dyn Vendor, reply: &Reply) -> Option<Vec<u8>> {
         let identity = permit.grant.identity.as_deref()?;
-        if !(200..300).contains(&reply.status) {
+        if !(200..300).contains(&reply.status) || !self.ledger.records_replies() {
             return None;
         }
         let binding = Binding {

@@ -19,13 +19,14 @@
 //! | 15 | a permit past `send_before` is never sent (the shells' part; the ledger names the moment) |
 //! | 16 | identities survive longer than their holds, and at least 30 days |
 //!
-//! The rules stand once, in [`rules`], written against the small [`store::Store`] trait. `memory` and `sqlite`
-//! are stores; the Redis backend repeats the rules in Lua and is held to them by the conformance suite.
+//! The rules stand once, in [`rules`], written against the small [`store::Store`] trait. `memory` and `sqlite` run
+//! them inside a transaction; `redis` runs them on copies and commits only what still rests on the same records.
 
 pub mod events;
 mod memory;
 mod memory_store;
 mod open;
+pub mod redis;
 pub mod reservation;
 pub mod rules;
 mod shared;
@@ -65,6 +66,18 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
 
     /// The key with this id.
     async fn key(&self, key_id: &str) -> Result<Option<KeyRecord>>;
+
+    /// Whether replies are recorded for replays. A ledger that keeps its own secret beside the data records none.
+    fn records_replies(&self) -> bool {
+        true
+    }
+
+    /// Opens by hand a ledger whose server has just started, when no process that saw its last state is left to do it.
+    /// Answers whether it was closed. Ledgers that cannot be in that state are always open.
+    async fn open_by_hand(&self, admin: AdminNote) -> Result<bool> {
+        let _ = admin;
+        Ok(false)
+    }
 
     /// All keys, newest first.
     async fn keys(&self) -> Result<Vec<KeyRecord>>;

@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
+use super::redis::RedisLedger;
 use super::sqlite::{DEFAULT_NAMESPACE, SqliteLedger, SqliteOptions};
 use super::{Ledger, MemoryLedger};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 
-/// Opens the ledger of a URL: `memory:` (this process, for tests) or `sqlite:PATH[?ns=NAME]` (processes of one
-/// machine). Waits for the disk; open it before or outside of what must not wait.
+/// Opens the ledger of a URL: `memory:` (this process, for tests), `sqlite:PATH[?ns=NAME]` (processes of one
+/// machine), or `redis://HOST[:PORT][/DB][?ns=NAME&timeout_ms=N]` (a fleet; `rediss://` for TLS, `redis+unix:///PATH`).
+/// Waits for the disk or the server; open it before or outside of what must not wait.
 ///
 /// # Errors
-/// `Config` for any other URL, and for files that cannot hold a ledger; `LedgerUnavailable` when it is busy.
+/// `Config` for any other URL, and for files and servers that cannot hold a ledger; `LedgerUnavailable` when it is busy
+/// or does not answer.
 pub fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Arc<dyn Ledger>> {
     match url.split_once(':') {
         Some(("memory", "")) => Ok(Arc::new(MemoryLedger::new(clock)?)),
@@ -20,10 +23,20 @@ pub fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Arc<dyn Ledger>> {
             let ledger = SqliteLedger::open(path, namespace, clock, SqliteOptions::default())?;
             Ok(Arc::new(ledger))
         }
+        Some(("redis" | "rediss" | "redis+unix", _)) => {
+            let master = crate::config::master_key()?;
+            Ok(Arc::new(RedisLedger::open(
+                url,
+                clock,
+                master.as_ref().map(|key| key.as_slice()),
+            )?))
+        }
         // The rest of such a URL may hold a password: it is not repeated.
-        Some((scheme @ ("redis" | "rediss"), _)) => Err(Error::config(format!(
-            "{scheme}:// ledgers are not supported yet: use sqlite:PATH for the processes of one machine"
-        ))),
+        Some((scheme, _)) if scheme.starts_with("redis") || scheme.starts_with("valkey") => {
+            Err(Error::config(format!(
+                "{scheme}:// ledgers are not supported yet: write redis://, rediss:// or redis+unix:// for one server"
+            )))
+        }
         Some(("memory", _)) => Err(Error::config("a ledger in memory has no name: write memory:")),
         _ => Err(Error::config(
             "the ledger URL has no scheme that is known: write sqlite:PATH, such as sqlite:spend.db, or memory:",
@@ -79,12 +92,11 @@ mod tests {
 
     #[test]
     fn other_urls_are_refused_by_name_and_without_their_passwords() {
-        let redis = refusal("rediss://user:hunter2@kb-prod:6379?ns=prod");
-        assert!(
-            redis.contains("rediss:// ledgers are not supported yet"),
-            "{redis}"
-        );
+        let redis = refusal("redis://user:hunter2@127.0.0.1:1?ns=prod&timeout_ms=500");
+        assert!(redis.contains("redis://127.0.0.1:1?ns=prod cannot be reached"), "{redis}");
         assert!(!redis.contains("hunter2"), "{redis}");
+        let cluster = refusal("redis+cluster://user:hunter2@kb-prod:6379?ns=prod");
+        assert!(cluster.contains("redis+cluster:// ledgers are not supported yet"), "{cluster}");
         assert!(refusal("sqlite://spend.db").contains("has no host"));
         assert!(refusal("sqlite:spend.db?mode=ro").contains("unknown option \"mode\""));
         assert!(refusal("postgres://x").contains("no scheme that is known"));

@@ -81,6 +81,25 @@ impl<'de> Deserialize<'de> for CounterName {
     }
 }
 
+/// Two digits a byte.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").ok(); // writing to a String cannot fail
+        text
+    })
+}
+
+/// What [`hex`] wrote; `None` for any other text.
+pub(super) fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digit = |b: &u8| char::from(*b).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    let byte = |pair: &[u8]| match pair {
+        [high, low] => digit(high).zip(digit(low)).map(|(high, low)| (high << 4) | low),
+        _ => None,
+    };
+    text.as_bytes().chunks(2).map(byte).collect()
+}
+
 /// Serde for an `Arc<T>`, written as the value itself.
 pub(crate) mod arc {
     use super::{Arc, Deserialize, Deserializer, Serialize, Serializer};

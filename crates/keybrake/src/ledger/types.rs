@@ -351,7 +351,7 @@ pub struct Grant {
 }
 
 /// Which holds to list.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HoldFilter {
     /// Only this run's.
     pub run: Option<String>,

@@ -21,7 +21,28 @@ const FLOODS: usize = 1_024;
 /// What a process remembers of recent denials: a few counters, never more than a thousand.
 #[derive(Debug, Default)]
 pub struct Flood {
-    recent: HashMap<(String, Code, String), Burst>,
+    recent: HashMap<BurstKey, Burst>,
+    /// What the step under way did, for a backend whose steps may come to nothing.
+    notes: Option<Vec<Note>>,
+}
+
+type BurstKey = (String, Code, String);
+
+/// One change of a burst, so that it can be taken back.
+#[derive(Debug)]
+pub(crate) struct Note {
+    key: BurstKey,
+    change: Change,
+}
+
+#[derive(Debug)]
+enum Change {
+    /// A denial with a row of its own.
+    Row,
+    /// A denial that waits for the next row with a count.
+    Waits,
+    /// A row for so many.
+    Counted(u64, Option<(Arc<CallFacts>, Box<Denial>)>),
 }
 
 #[derive(Debug)]
@@ -42,30 +63,40 @@ pub(super) fn deny(
 ) -> Result<()> {
     flood.make_room(step)?;
     let now_ms = step.now_ms;
-    let burst = flood
-        .recent
-        .entry(flood_key(facts, denial.code, flood.recent.len()))
-        .or_insert(Burst {
-            minute_ms: now_ms,
-            in_minute: 0,
-            waiting: 0,
-            counted_ms: now_ms,
-            last: None,
-        });
+    let key = flood_key(facts, denial.code, flood.recent.len());
+    let burst = flood.recent.entry(key.clone()).or_insert(Burst {
+        minute_ms: now_ms,
+        in_minute: 0,
+        waiting: 0,
+        counted_ms: now_ms,
+        last: None,
+    });
     if now_ms.saturating_sub(burst.minute_ms) >= MINUTE_MS {
         burst.minute_ms = now_ms;
         burst.in_minute = 0;
     }
     burst.in_minute = burst.in_minute.saturating_add(1);
     if burst.in_minute <= ONE_BY_ONE {
+        note(&mut flood.notes, &key, Change::Row);
         return append(step, facts, denial, None);
     }
     burst.waiting = burst.waiting.saturating_add(1);
     burst.last = Some((Arc::clone(facts), Box::new(denial.clone())));
+    note(&mut flood.notes, &key, Change::Waits);
     if now_ms.saturating_sub(burst.counted_ms) >= COUNTED_EVERY_MS {
-        burst.write(step)?;
+        let change = burst.write(step)?;
+        note(&mut flood.notes, &key, change);
     }
     Ok(())
+}
+
+fn note(notes: &mut Option<Vec<Note>>, key: &BurstKey, change: Change) {
+    if let Some(notes) = notes {
+        notes.push(Note {
+            key: key.clone(),
+            change,
+        });
+    }
 }
 
 /// Writes the counts that are still waiting. Called by `flush`, `sweep` and `verify` of every backend.
@@ -101,27 +132,63 @@ impl Flood {
     }
 
     fn write_all(&mut self, step: &mut Step<'_>) -> Result<()> {
-        let mut waiting: Vec<&mut Burst> = self
+        let mut waiting: Vec<(&BurstKey, &mut Burst)> = self
             .recent
-            .values_mut()
-            .filter(|burst| burst.waiting > 0)
+            .iter_mut()
+            .filter(|(_, burst)| burst.waiting > 0)
             .collect();
-        waiting.sort_by_key(|burst| burst.minute_ms);
-        for burst in waiting {
-            burst.write(step)?;
+        waiting.sort_by_key(|(_, burst)| burst.minute_ms);
+        for (key, burst) in waiting {
+            let change = burst.write(step)?;
+            note(&mut self.notes, key, change);
         }
         Ok(())
+    }
+
+    /// For a backend whose steps may come to nothing: keeps notes of what each of them did.
+    pub(crate) fn with_notes() -> Self {
+        Self {
+            recent: HashMap::new(),
+            notes: Some(Vec::new()),
+        }
+    }
+
+    /// The notes since they were last taken.
+    pub(crate) fn take_notes(&mut self) -> Vec<Note> {
+        self.notes.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Takes back what a step did that came to nothing. Other steps may have counted on since.
+    pub(crate) fn take_back(&mut self, notes: Vec<Note>) {
+        for Note { key, change } in notes.into_iter().rev() {
+            let Some(burst) = self.recent.get_mut(&key) else {
+                continue;
+            };
+            match change {
+                Change::Row => burst.in_minute = burst.in_minute.saturating_sub(1),
+                Change::Waits => {
+                    burst.in_minute = burst.in_minute.saturating_sub(1);
+                    burst.waiting = burst.waiting.saturating_sub(1);
+                }
+                Change::Counted(count, last) => {
+                    burst.waiting = burst.waiting.saturating_add(count);
+                    burst.last = burst.last.take().or(last);
+                }
+            }
+        }
     }
 }
 
 impl Burst {
-    fn write(&mut self, step: &mut Step<'_>) -> Result<()> {
-        if let Some((facts, denial)) = self.last.take() {
-            append(step, &facts, &denial, Some(self.waiting))?;
+    fn write(&mut self, step: &mut Step<'_>) -> Result<Change> {
+        let last = self.last.take();
+        if let Some((facts, denial)) = &last {
+            append(step, facts, denial, Some(self.waiting))?;
         }
+        let change = Change::Counted(self.waiting, last);
         self.waiting = 0;
         self.counted_ms = step.now_ms;
-        Ok(())
+        Ok(change)
     }
 }
 

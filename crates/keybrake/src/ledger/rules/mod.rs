@@ -22,13 +22,14 @@ mod time;
 mod verify;
 
 pub use budgets::{budgets, put_budget, usage};
+pub(in crate::ledger) use flood::Note as FloodNote;
 pub use flood::{Flood, flush_denials};
 pub use keys::{issue_key, key, key_by_token, keys, revoke};
 pub use reserve::reserve;
 pub use settle::settle;
-pub use stops::{resume, stop};
+pub use stops::{resume, set_stop, stop};
 pub use sweep::{holds, sweep};
-pub use time::{ClockGuard, JUMP_MS, accept_clock, ledger_time};
+pub use time::{ClockGuard, JUMP_MS, accept_clock, ledger_time, note_opening};
 pub use verify::verify;
 
 #[cfg(doc)]

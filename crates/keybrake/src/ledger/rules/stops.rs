@@ -34,6 +34,15 @@ pub fn stop(store: &mut dyn Store, clock_ms: i64, scope: &StopScope, note: &Admi
     })
 }
 
+/// Sets a stop, and looks at nothing else: for a backend where looking takes time.
+pub fn set_stop(store: &mut dyn Store, clock_ms: i64, scope: &StopScope, note: &AdminNote) -> Result<()> {
+    let mut step = Step::begin(store, clock_ms)?;
+    if step.store.stop(scope)?.is_none() {
+        set(&mut step, scope, note)?;
+    }
+    step.finish()
+}
+
 fn set(step: &mut Step<'_>, scope: &StopScope, note: &AdminNote) -> Result<Stop> {
     let stop = Stop {
         scope: scope.clone(),

@@ -59,6 +59,14 @@ pub fn ledger_time(store: &mut dyn Store, clock_ms: i64) -> Result<i64> {
     Ok(store.meta()?.last_seen_ms.max(clock_ms))
 }
 
+/// Records that a person opened a ledger whose server had just started.
+pub fn note_opening(store: &mut dyn Store, clock_ms: i64, note: &AdminNote) -> Result<()> {
+    let mut step = Step::begin(store, clock_ms)?;
+    let body = admin_body("open_ledger", "by hand", note, &[]);
+    step.append(EventKind::Admin, None, Vec::new(), body)?;
+    step.finish()
+}
+
 /// Records that a person accepted the clock as it stands; answers the ledger's time. The backend renews its
 /// [`ClockGuard`] when this step is committed.
 pub fn accept_clock(store: &mut dyn Store, clock_ms: i64, note: &AdminNote) -> Result<i64> {

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use super::step::{BUCKET_MS, Step, internal, split_bucket, sum};
 use crate::error::Result;
 use crate::ledger::events::EventFilter;
+use crate::ledger::shared::{hex, unhex};
 use crate::ledger::store::{Checkpoint, Store};
 use crate::ledger::types::{CounterDifference, CounterName, LedgerSecret, VerifyReport};
 
@@ -147,7 +148,7 @@ fn chain_holds(checkpoints: &[Checkpoint], secret: &LedgerSecret) -> Result<bool
     let mut last_seq = None;
     for checkpoint in checkpoints {
         let mac = keyed(checkpoint, secret)?;
-        let Ok(signature) = unhex(&checkpoint.signature) else {
+        let Some(signature) = unhex(&checkpoint.signature) else {
             return Ok(false);
         };
         let whole = mac.verify_slice(&signature).is_ok()
@@ -217,24 +218,4 @@ fn content(checkpoint: &Checkpoint) -> Vec<u8> {
         text(&held.to_string());
     }
     bytes
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").ok(); // writing to a String cannot fail
-        text
-    })
-}
-
-fn unhex(text: &str) -> Result<Vec<u8>> {
-    let digit = |b: &u8| char::from(*b).to_digit(16).and_then(|d| u8::try_from(d).ok());
-    text.as_bytes()
-        .chunks(2)
-        .map(|pair| match pair {
-            [high, low] => digit(high).zip(digit(low)).map(|(h, l)| (h << 4) | l),
-            _ => None,
-        })
-        .collect::<Option<Vec<u8>>>()
-        .ok_or_else(|| internal("not hexadecimal"))
 }

@@ -397,7 +397,7 @@ impl Ledger for SqliteLedger {
     }
 }
 
-fn check_namespace(name: &str) -> Result<()> {
+pub(in crate::ledger) fn check_namespace(name: &str) -> Result<()> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
     if (1..=NAMESPACE_MAX).contains(&name.len()) && name.bytes().all(allowed) {
         return Ok(());

@@ -1,0 +1,185 @@
+//! What this process remembers of the ledger, so that most decisions need one round trip. Never trusted: every copy
+//! that a step reads is compared when the step is committed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use hashlink::LruCache;
+
+use super::records::{self, Record};
+use crate::error::{Error, Result};
+use crate::ledger::rules::JUMP_MS;
+use crate::ledger::store::Counter;
+use crate::ledger::types::{Stop, StopScope};
+
+/// Records remembered by a process.
+const RECORDS: usize = 20_000;
+/// Counters remembered by a process.
+const COUNTERS: usize = 10_000;
+
+/// A record as it was last seen.
+#[derive(Clone, Debug)]
+pub(super) struct Copy {
+    /// Its text; empty where there is none.
+    pub(super) text: Arc<str>,
+    pub(super) record: Record,
+}
+
+/// How the ledger stood at an answer.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Standing {
+    pub(super) now_ms: i64,
+    /// A test's ledger, whose clock stands still.
+    pub(super) fixed: bool,
+    pub(super) groups_version: u64,
+    pub(super) stops_version: u64,
+    pub(super) last_seq: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Copies {
+    records: LruCache<String, Copy>,
+    counters: LruCache<String, Counter>,
+    holders: LruCache<String, u32>,
+    pub(super) stops: Option<Arc<BTreeMap<StopScope, Stop>>>,
+    /// The last answer's, and this machine's boot clock then.
+    standing: Option<(Standing, i64)>,
+    /// Set when the server's clock jumped, until a person accepts it: by how much, in milliseconds.
+    jumped_ms: Option<i64>,
+    /// The ledger's time when a person last accepted the clock.
+    accepted_ms: Option<i64>,
+}
+
+impl Default for Copies {
+    fn default() -> Self {
+        Self {
+            records: LruCache::new(RECORDS),
+            counters: LruCache::new(COUNTERS),
+            holders: LruCache::new(COUNTERS),
+            stops: None,
+            standing: None,
+            jumped_ms: None,
+            accepted_ms: None,
+        }
+    }
+}
+
+impl Copies {
+    /// Without a bound, for a snapshot of a whole ledger.
+    pub(super) fn of_everything() -> Self {
+        Self {
+            records: LruCache::new_unbounded(),
+            counters: LruCache::new_unbounded(),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn record(&mut self, name: &str) -> Option<&Copy> {
+        self.records.get(name)
+    }
+
+    pub(super) fn learn(&mut self, name: &str, text: &str) -> Result<()> {
+        let record = records::parse(name, text)?;
+        self.remember(
+            name.to_owned(),
+            Copy {
+                text: Arc::from(text),
+                record,
+            },
+        );
+        Ok(())
+    }
+
+    pub(super) fn remember(&mut self, name: String, copy: Copy) {
+        self.records.insert(name, copy);
+    }
+
+    pub(super) fn counter(&mut self, name: &str) -> Option<Counter> {
+        self.counters.get(name).copied()
+    }
+
+    pub(super) fn learn_counter(&mut self, name: &str, counter: Counter) {
+        self.counters.insert(name.to_owned(), counter);
+    }
+
+    pub(super) fn holder(&mut self, key_id: &str) -> Option<u32> {
+        self.holders.get(key_id).copied()
+    }
+
+    pub(super) fn learn_holder(&mut self, key_id: &str, open: u32) {
+        self.holders.insert(key_id.to_owned(), open);
+    }
+
+    /// Takes over how the ledger stands, and looks whether its clock kept pace with this machine's boot clock, which
+    /// never jumps.
+    pub(super) fn stand(&mut self, standing: Standing, boot_ms: i64) {
+        if let Some((before, before_boot_ms)) = &mut self.standing {
+            if standing.stops_version != before.stops_version {
+                self.stops = None;
+            }
+            let passed_ms = boot_ms.saturating_sub(*before_boot_ms);
+            let expected_ms = before.now_ms.saturating_add(passed_ms);
+            let jump_ms = standing.now_ms.saturating_sub(expected_ms);
+            let accepted = self.accepted_ms.is_some_and(|at_ms| at_ms > expected_ms);
+            if jump_ms.saturating_abs() > JUMP_MS && !accepted {
+                // The last time that could be trusted stays what the next answer is compared with.
+                *before = Standing {
+                    now_ms: before.now_ms,
+                    ..standing
+                };
+                self.jumped_ms = Some(jump_ms);
+                return;
+            }
+        }
+        self.jumped_ms = None;
+        self.standing = Some((standing, boot_ms));
+    }
+
+    /// Whether the server's clock could not be trusted at the last answer.
+    pub(super) const fn jumped(&self) -> bool {
+        self.jumped_ms.is_some()
+    }
+
+    /// Takes note that a person accepted the server's clock at this time of the ledger.
+    pub(super) const fn accept_clock(&mut self, at_ms: i64) {
+        self.accepted_ms = Some(at_ms);
+    }
+
+    /// Trusts the server's clock as it stands.
+    pub(super) fn trust_clock(&mut self) {
+        self.jumped_ms = None;
+        self.standing = None;
+    }
+
+    /// How the ledger stood when it last answered, with its time as it must be by now.
+    ///
+    /// # Errors
+    /// `LedgerUnavailable` when the server's clock jumped and nobody has accepted it.
+    pub(super) fn standing(&self, boot_ms: i64) -> Result<Option<Standing>> {
+        if let Some(jump_ms) = self.jumped_ms {
+            return Err(Error::ledger(format!(
+                "the clock of the Redis server jumped by {} s; nothing was sent. Check the clock, then accept it \
+                 by hand: keybrake doctor --accept-clock",
+                jump_ms.checked_div(1_000).unwrap_or(0)
+            )));
+        }
+        Ok(self.standing.map(|(standing, then_boot_ms)| {
+            let passed_ms = if standing.fixed {
+                0
+            } else {
+                boot_ms.saturating_sub(then_boot_ms).max(0)
+            };
+            Standing {
+                now_ms: standing.now_ms.saturating_add(passed_ms),
+                ..standing
+            }
+        }))
+    }
+
+    /// After an answer that was lost, nothing that it may have changed is known.
+    pub(super) fn forget(&mut self, names: impl IntoIterator<Item = String>) {
+        for name in names {
+            self.records.remove(&name);
+        }
+    }
+}

@@ -1,0 +1,316 @@
+-- One atomic step of a Keybrake ledger in Redis. docs/decisions/0008 says why it looks like this.
+--
+-- The rules run in the client, on copies of the ledger's records. A step arrives here as what they read, what they
+-- found, and what they want to write. Everything that was read is compared and every finding is looked at again;
+-- then either all of it is written, or nothing is and the answer says what is different now. So no rule stands here.
+--
+-- Amounts are whole numbers below 2^53 in size, which Lua's numbers hold exactly. They are printed with %.0f only:
+-- Lua's own way of printing keeps 14 digits. All checks stand before the first write, because a script that fails
+-- keeps what it wrote.
+
+local MAX = 9007199254740991
+
+-- Ledgers of this server that a witness has opened since the server started. Lost with the process, and absent on a
+-- replica that is promoted: that is what makes a server that "just started" visible.
+local opened = {}
+
+local function whole(n)
+  return string.format('%.0f', n)
+end
+
+-- The keys that every function gets first, in this order.
+local function places(keys)
+  return { meta = keys[1], records = keys[2], counters = keys[3], stops = keys[4], deadlines = keys[5],
+           open = keys[6], events = keys[7], holds = keys[8], issued = keys[9], provisional = keys[10] }
+end
+local PLACES = 10
+
+-- Ledger time: never back. A test's ledger stands still at `fixed`.
+local function ledger(p)
+  local m = redis.call('HMGET', p.meta, 'seq', 'seen', 'gv', 'sv', 'fixed', 'v')
+  local now
+  if m[5] then
+    now = tonumber(m[5])
+  else
+    local t = redis.call('TIME')
+    now = t[1] * 1000 + math.floor(t[2] / 1000)
+  end
+  local seen = tonumber(m[2]) or 0
+  if seen > now then now = seen end
+  return { seq = tonumber(m[1]) or 0, now = now, seen = seen, gv = m[3] or '0', sv = m[4] or '0',
+           fixed = m[5] and true or false, v = m[6] }
+end
+
+local function standing(l)
+  return { whole(l.now), l.fixed and '1' or '0', l.gv, l.sv, whole(l.seq) }
+end
+
+local function split(value)
+  if not value then return 0, 0 end
+  local used, held = string.match(value, '^(-?%d+):(-?%d+)$')
+  return tonumber(used), tonumber(held)
+end
+
+-- Reads texts in order from the arguments.
+local function reader(argv)
+  local at = 0
+  local r = {}
+  function r.text() at = at + 1; return argv[at] end
+  function r.number() at = at + 1; return tonumber(argv[at]) end
+  return r
+end
+
+-- Present values of records by field, `false` where there is none. In parts, because unpack has a limit.
+local function fields_of(key, fields)
+  local found = {}
+  for from = 1, #fields, 1000 do
+    local upto = math.min(from + 999, #fields)
+    local part = redis.call('HMGET', key, unpack(fields, from, upto))
+    for i = 1, upto - from + 1 do found[from + i - 1] = part[i] end
+  end
+  return found
+end
+
+local function texts_of(keys)
+  local found = {}
+  for from = 1, #keys, 1000 do
+    local upto = math.min(from + 999, #keys)
+    local part = redis.call('MGET', unpack(keys, from, upto))
+    for i = 1, upto - from + 1 do found[from + i - 1] = part[i] end
+  end
+  return found
+end
+
+-- What differs from what was read: index and present value, '' where there is none.
+local function differences(expected, present)
+  local out = {}
+  for i = 1, #expected do
+    local is = present[i] or ''
+    if is ~= expected[i] then
+      out[#out + 1] = whole(i)
+      out[#out + 1] = is
+    end
+  end
+  return out
+end
+
+local function holds_of(used, held, finding, limit)
+  if finding == 'total<=' then return used + held <= limit end
+  if finding == 'total>' then return used + held > limit end
+  if finding == 'used>' then return used > limit end
+  return true
+end
+
+-- Deadlines that have passed and that the step does not deal with.
+local function overdue(p, now, dealt, count)
+  local due = redis.call('ZRANGEBYSCORE', p.deadlines, '-inf', whole(now), 'LIMIT', '0', tostring(count + 1))
+  for _, call in ipairs(due) do
+    if not dealt[call] then
+      return redis.call('ZRANGEBYSCORE', p.deadlines, '-inf', whole(now), 'LIMIT', '0', '256')
+    end
+  end
+  return {}
+end
+
+-- KEYS: places, then the records that are keys of their own.
+-- ARGV: see `commit` in wire.rs, which writes it in this order.
+local function commit(keys, argv)
+  local p = places(keys)
+  local r = reader(argv)
+  local l = ledger(p)
+  local guessed, slack, from, upto = r.number(), r.number(), r.number(), r.number()
+  local gv, sv, looks_at_deadlines = r.text(), r.text(), r.text()
+  if not opened[p.meta] then return { 'closed', standing(l) } end
+
+  local fields, expected_fields = {}, {}
+  for i = 1, r.number() do fields[i] = r.text(); expected_fields[i] = r.text() end
+  local texts, expected_texts = {}, {}
+  for i = 1, r.number() do texts[i] = keys[PLACES + i]; expected_texts[i] = r.text() end
+
+  local names, change = {}, {}
+  local fits = true
+  for i = 1, r.number() do
+    names[i] = r.text()
+    change[i] = { r.number(), r.number() }
+  end
+  local counters = #names > 0 and fields_of(p.counters, names) or {}
+  local after, values = {}, {}
+  for i = 1, #names do
+    local used, held = split(counters[i])
+    if not used then return redis.error_reply('KBCORRUPT the counter ' .. names[i] .. ' cannot be read') end
+    after[i] = { used + change[i][1], held + change[i][2] }
+    if math.abs(after[i][1]) > MAX or math.abs(after[i][2]) > MAX then
+      return redis.error_reply('KBOVERFLOW the counter ' .. names[i] .. ' would overflow')
+    end
+  end
+  for _ = 1, r.number() do
+    local i, finding = r.number(), r.text()
+    if finding == 'exact' then
+      if (counters[i] or '0:0') ~= r.text() then fits = false end
+    else
+      local used, held = split(counters[i])
+      if not holds_of(used, held, finding, r.number()) then fits = false end
+    end
+  end
+
+  local holders, more = {}, {}
+  for i = 1, r.number() do
+    holders[i] = r.text()
+    more[i] = r.number()
+    local finding, limit = r.text(), r.number()
+    if finding ~= '' then
+      local open = tonumber(redis.call('HGET', p.holds, holders[i]) or '0')
+      if (finding == '<' and open >= limit) or (finding == '>=' and open < limit) then fits = false end
+    end
+  end
+
+  -- Writes, still only read from the arguments.
+  local new_fields = {}
+  for i = 1, r.number() do new_fields[i] = { r.text(), r.text() } end
+  local new_texts = {}
+  for i = 1, r.number() do new_texts[i] = { r.number(), r.text(), r.text() } end
+  local new_stops = {}
+  for i = 1, r.number() do new_stops[i] = { r.text(), r.text() } end
+  local listings, dealt = {}, {}
+  local dealt_count = 0
+  for i = 1, r.number() do
+    listings[i] = { r.text(), r.text(), r.text() }
+    if listings[i][1] == 'deadlines' then
+      dealt[listings[i][2]] = true
+      dealt_count = dealt_count + 1
+    end
+  end
+  local more_groups, more_open = r.number(), r.number()
+  local log = {}
+  for i = 1, r.number() do log[i] = r.text() end
+
+  -- Does everything still stand?
+  local late = l.now - guessed
+  local timely = from <= l.now and l.now < upto
+  if l.fixed then timely = timely and late == 0 else timely = timely and late <= slack and late >= -slack end
+  local other_fields = differences(expected_fields, #fields > 0 and fields_of(p.records, fields) or {})
+  local other_texts = differences(expected_texts, #texts > 0 and texts_of(texts) or {})
+  local due = looks_at_deadlines == '1' and overdue(p, l.now, dealt, dealt_count) or {}
+  if not (fits and timely and gv == l.gv and sv == l.sv and #other_fields == 0 and #other_texts == 0 and #due == 0) then
+    local present = {}
+    for i = 1, #names do present[i] = counters[i] or '0:0' end
+    local stops = sv ~= l.sv and redis.call('HGETALL', p.stops) or {}
+    local open = #holders > 0 and fields_of(p.holds, holders) or {}
+    for i = 1, #holders do open[i] = open[i] or '0' end
+    return { 'moved', standing(l), other_fields, other_texts, present, due, stops, open }
+  end
+
+  -- From here on only writes.
+  for i = 1, #names do
+    values[i] = whole(after[i][1]) .. ':' .. whole(after[i][2])
+    if change[i][1] ~= 0 or change[i][2] ~= 0 then redis.call('HSET', p.counters, names[i], values[i]) end
+  end
+  for i = 1, #holders do
+    if more[i] ~= 0 then redis.call('HINCRBY', p.holds, holders[i], whole(more[i])) end
+  end
+  for _, w in ipairs(new_fields) do redis.call('HSET', p.records, w[1], w[2]) end
+  for _, w in ipairs(new_texts) do
+    if w[3] == '' then
+      redis.call('SET', texts[w[1]], w[2])
+    else
+      redis.call('SET', texts[w[1]], w[2], 'PX', w[3])
+    end
+  end
+  for _, w in ipairs(new_stops) do
+    if w[2] == '' then redis.call('HDEL', p.stops, w[1]) else redis.call('HSET', p.stops, w[1], w[2]) end
+  end
+  for _, w in ipairs(listings) do
+    if w[3] == '' then redis.call('ZREM', p[w[1]], w[2]) else redis.call('ZADD', p[w[1]], w[3], w[2]) end
+  end
+  local usage = table.concat(values, ',')
+  local at = whole(l.now)
+  for i = 1, #log do
+    redis.call('XADD', p.events, whole(l.seq + i) .. '-0', 'd', log[i], 't', at, 'u', usage)
+  end
+  local meta = {}
+  if #log > 0 then meta[1] = 'seq'; meta[2] = whole(l.seq + #log) end
+  if l.now > l.seen then meta[#meta + 1] = 'seen'; meta[#meta + 1] = at end
+  if more_groups ~= 0 then meta[#meta + 1] = 'gv'; meta[#meta + 1] = whole(tonumber(l.gv) + more_groups) end
+  if #new_stops > 0 then meta[#meta + 1] = 'sv'; meta[#meta + 1] = whole(tonumber(l.sv) + 1) end
+  if #meta > 0 then redis.call('HSET', p.meta, unpack(meta)) end
+  if more_open ~= 0 then redis.call('HINCRBY', p.meta, 'open', whole(more_open)) end
+  return { 'done', standing(l), values }
+end
+
+-- ARGV: number of fields, the fields, number of counters, the counters, number of holders, the holders, '1' for the
+-- stops too.
+local function look(keys, argv)
+  local p = places(keys)
+  local r = reader(argv)
+  local function list()
+    local names = {}
+    for i = 1, r.number() do names[i] = r.text() end
+    return names
+  end
+  local function found(key, names)
+    local values = #names > 0 and fields_of(key, names) or {}
+    for i = 1, #names do values[i] = values[i] or '' end
+    return values
+  end
+  local l = ledger(p)
+  local fields = found(p.records, list())
+  local counters = found(p.counters, list())
+  local holders = found(p.holds, list())
+  local texts = {}
+  for i = PLACES + 1, #keys do texts[i - PLACES] = keys[i] end
+  local present = #texts > 0 and texts_of(texts) or {}
+  for i = 1, #texts do present[i] = present[i] or '' end
+  local stops = r.text() == '1' and redis.call('HGETALL', p.stops) or {}
+  return { 'seen', standing(l), fields, present, counters, holders, stops }
+end
+
+-- All counters at one event number, and the buckets of the rolling windows.
+local function snapshot(keys)
+  local p = places(keys)
+  local counters = redis.call('HGETALL', p.counters)
+  local windows = {}
+  for i = 1, #counters, 2 do
+    if string.sub(counters[i], 1, 1) == '~' then windows[#windows + 1] = 'g:' .. string.sub(counters[i], 2) end
+  end
+  local buckets = fields_of(p.records, windows)
+  local records = {}
+  for i = 1, #windows do
+    records[2 * i - 1] = windows[i]
+    records[2 * i] = buckets[i] or ''
+  end
+  return { 'seen', standing(ledger(p)), counters, records }
+end
+
+-- The ledger's own record, and whether it is open.
+local function about(keys)
+  local p = places(keys)
+  return { opened[p.meta] and '1' or '0', redis.call('HGETALL', p.meta), standing(ledger(p)) }
+end
+
+-- Makes a ledger where there is none: ARGV are names and values of its own record. An existing one stays as it is.
+local function create(keys, argv)
+  local p = places(keys)
+  if redis.call('EXISTS', p.meta) == 0 then
+    redis.call('HSET', p.meta, unpack(argv))
+    opened[p.meta] = true
+  end
+  return about(keys)
+end
+
+-- Opens a ledger. ARGV: the server's run id, which is written down.
+local function open(keys, argv)
+  local p = places(keys)
+  redis.call('HSET', p.meta, 'run', argv[1])
+  opened[p.meta] = true
+  return about(keys)
+end
+
+local function register(name, callback, flags)
+  redis.register_function { function_name = 'keybrake_' .. name .. '_@digest@', callback = callback, flags = flags }
+end
+register('commit', commit, {})
+register('create', create, {})
+register('open', open, {})
+register('look', look, { 'no-writes' })
+register('snapshot', snapshot, { 'no-writes' })
+register('about', about, { 'no-writes' })

@@ -1,0 +1,231 @@
+//! What is looked at before a server is used: its version, its eviction policy, the ledger's own record, and whether
+//! the ledger is open.
+
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use redis::Value;
+use redis::aio::MultiplexedConnection;
+use sha2::Sha256;
+
+use super::link::{ask, with_library};
+use super::url::Place;
+use super::wire::{Parts, function, text};
+use super::{link, log};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ledger::shared::{hex, unhex};
+use crate::ledger::types::LedgerSecret;
+
+/// Format of the ledger's data that this library reads and writes.
+pub(super) const FORMAT: u32 = 1;
+/// The oldest server with functions.
+const OLDEST_MAJOR: u32 = 7;
+
+/// A ledger as it was found or made.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) id: String,
+    pub(super) secret: LedgerSecret,
+    /// Whether the secret stands beside the data, for want of a master key.
+    pub(super) secret_in_ledger: bool,
+}
+
+/// What a ledger says of itself.
+#[derive(Clone, Debug, Default)]
+pub(super) struct About {
+    pub(super) open: bool,
+    fields: Vec<(String, String)>,
+}
+
+impl About {
+    fn read(value: Value) -> Result<Self> {
+        let mut parts = Parts::of(value)?;
+        Ok(Self {
+            open: parts.text()? == "1",
+            fields: log::pairs(parts.next()?)?,
+        })
+    }
+
+    pub(super) fn field(&self, name: &str) -> Option<&str> {
+        self.fields
+            .iter()
+            .find(|(field, _)| field == name)
+            .map(|(_, value)| value.as_str())
+    }
+
+    pub(super) const fn exists(&self) -> bool {
+        !self.fields.is_empty()
+    }
+
+    pub(super) fn number(&self, name: &str) -> u64 {
+        self.field(name).and_then(|value| value.parse().ok()).unwrap_or(0)
+    }
+}
+
+/// Looks at a server before it is used, and opens the ledger if it has not been closed since it was opened last.
+pub(super) async fn greet(connection: &mut MultiplexedConnection, place: &Place) -> Result<About> {
+    let server = server(connection, place).await?;
+    check_eviction(connection, place).await?;
+    let about = About::read(with_library(connection, place, &function("about", &place.ns, &[])).await?)?;
+    if about.exists() && !about.open && about.field("run") == Some(server.run_id.as_str()) {
+        // The server has not started since: only this version of the functions is new to it.
+        return open(connection, place).await;
+    }
+    Ok(about)
+}
+
+/// Opens a ledger on a server as it runs now.
+pub(super) async fn open(connection: &mut MultiplexedConnection, place: &Place) -> Result<About> {
+    let server = server(connection, place).await?;
+    let mut command = function("open", &place.ns, &[]);
+    command.arg(&server.run_id);
+    About::read(ask(connection, place, &command).await?)
+}
+
+/// The ledger of this namespace, made if there is none.
+pub(super) async fn find(place: &Place, master: Option<&[u8]>) -> Result<Found> {
+    let mut connection = link::connect(place).await?;
+    let mut about = greet(&mut connection, place).await?;
+    if !about.exists() {
+        about = create(&mut connection, place, master).await?;
+    }
+    let format: u32 = about.field("v").and_then(|v| v.parse().ok()).unwrap_or(0);
+    if format != FORMAT {
+        return Err(Error::config(format!(
+            "the ledger at {} has format {format}, and this version of Keybrake reads format {FORMAT}: use the version \
+             that wrote it, or a newer one",
+            place.shown
+        )));
+    }
+    let id = about.field("id").unwrap_or_default().to_owned();
+    match (about.field("secret"), about.field("bound"), master) {
+        (Some(secret), _, _) => Ok(Found {
+            id,
+            secret: secret_of_hex(secret).ok_or_else(|| broken(place))?,
+            secret_in_ledger: true,
+        }),
+        (None, Some(bound), Some(master)) => {
+            let secret = derive(master, &id)?;
+            if binding(&secret, &id)? != bound {
+                return Err(Error::config(format!(
+                    "the ledger at {} belongs to another master key (KEYBRAKE_MASTER_KEY): a copy of it cannot spend",
+                    place.shown
+                )));
+            }
+            Ok(Found {
+                id,
+                secret,
+                secret_in_ledger: false,
+            })
+        }
+        (None, Some(_), None) => Err(Error::config(format!(
+            "the ledger at {} needs its master key: set KEYBRAKE_MASTER_KEY, or KEYBRAKE_MASTER_KEY_FILE",
+            place.shown
+        ))),
+        (None, None, _) => Err(broken(place)),
+    }
+}
+
+async fn create(
+    connection: &mut MultiplexedConnection,
+    place: &Place,
+    master: Option<&[u8]>,
+) -> Result<About> {
+    let run_id = server(connection, place).await?.run_id;
+    let mut bytes = [0_u8; 8];
+    getrandom::fill(&mut bytes)
+        .map_err(|e| Error::config("the operating system gives no random bytes").because(e.to_string()))?;
+    let id = hex(&bytes);
+    let (name, value) = match master {
+        Some(master) => ("bound", binding(&derive(master, &id)?, &id)?),
+        None => ("secret", hex(&LedgerSecret::random()?.0)),
+    };
+    let mut command = function("create", &place.ns, &[]);
+    for (name, value) in [
+        ("v", FORMAT.to_string()),
+        ("id", id.clone()),
+        (name, value),
+        ("run", run_id),
+    ] {
+        command.arg(name).arg(value);
+    }
+    About::read(ask(connection, place, &command).await?)
+}
+
+struct Server {
+    run_id: String,
+}
+
+/// Version and run id of the server.
+async fn server(connection: &mut MultiplexedConnection, place: &Place) -> Result<Server> {
+    let info = text(ask(connection, place, redis::cmd("INFO").arg("server")).await?)?;
+    let field = |name: &str| {
+        info.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+    };
+    let version = field("redis_version").unwrap_or_default();
+    let major: u32 = version
+        .split('.')
+        .next()
+        .and_then(|major| major.parse().ok())
+        .unwrap_or(0);
+    if major < OLDEST_MAJOR {
+        return Err(Error::config(format!(
+            "the server at {} is Redis {version}: a ledger needs Redis 7 or later, or Valkey, for its functions",
+            place.shown
+        )));
+    }
+    Ok(Server {
+        run_id: field("run_id").unwrap_or_default().to_owned(),
+    })
+}
+
+/// A server that may evict keys forgets what was spent.
+async fn check_eviction(connection: &mut MultiplexedConnection, place: &Place) -> Result<()> {
+    let info = text(ask(connection, place, redis::cmd("INFO").arg("memory")).await?)?;
+    let policy = info
+        .lines()
+        .find_map(|line| line.strip_prefix("maxmemory_policy:"));
+    match policy {
+        Some("noeviction") => Ok(()),
+        Some(policy) => Err(Error::config(format!(
+            "the Redis server at {} evicts keys (maxmemory-policy {policy}), so it would forget what was spent: \
+             set maxmemory-policy noeviction",
+            place.shown
+        ))),
+        None => Err(Error::config(format!(
+            "the Redis server at {} does not say its maxmemory-policy; it must be noeviction",
+            place.shown
+        ))),
+    }
+}
+
+/// The secret of one ledger, from the master key that all its processes share.
+fn derive(master: &[u8], id: &str) -> Result<LedgerSecret> {
+    let mut secret = [0_u8; 32];
+    hkdf::Hkdf::<Sha256>::new(Some(id.as_bytes()), master)
+        .expand(b"keybrake ledger secret v1", &mut secret)
+        .map_err(|_| Error::new(ErrorKind::Internal, "the ledger's secret cannot be derived"))?;
+    Ok(LedgerSecret(secret))
+}
+
+/// What a ledger keeps to know its secret again.
+fn binding(secret: &LedgerSecret, id: &str) -> Result<String> {
+    let mut mac = <Hmac<Sha256>>::new_from_slice(&secret.0)
+        .map_err(|_| Error::new(ErrorKind::Internal, "the ledger's secret has no length"))?;
+    mac.update(b"keybrake ledger binding v1");
+    mac.update(id.as_bytes());
+    Ok(hex(&mac.finalize().into_bytes()))
+}
+
+fn broken(place: &Place) -> Error {
+    Error::new(
+        ErrorKind::LedgerCorrupt,
+        format!(
+            "the ledger at {} has no secret: its own record is damaged",
+            place.shown
+        ),
+    )
+}
+
+fn secret_of_hex(text: &str) -> Option<LedgerSecret> {
+    unhex(text)?.try_into().ok().map(LedgerSecret)
+}

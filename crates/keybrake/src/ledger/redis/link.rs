@@ -1,0 +1,240 @@
+//! The connection: one per process, shared by all tasks, made anew when it is lost.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, Cmd, RedisError, Value};
+use tokio::sync::Mutex as AsyncMutex;
+
+use super::url::Place;
+use super::{library, life};
+use crate::clock::{Clock as _, SystemClock};
+use crate::error::{Error, ErrorKind, Result};
+
+/// After a connection could not be made, calls are refused at once for so long instead of trying too.
+const PAUSE_MS: i64 = 100;
+
+/// Why a command has no answer.
+pub(super) enum Failure {
+    /// It may have run.
+    Lost(Error),
+    /// It did not run.
+    Refused(Error),
+}
+
+impl Failure {
+    pub(super) fn into_error(self) -> Error {
+        match self {
+            Self::Lost(error) | Self::Refused(error) => error,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Link {
+    place: Place,
+    live: Mutex<Option<Live>>,
+    /// Held by whoever connects; the last failure, and when.
+    connecting: AsyncMutex<Option<(i64, String)>>,
+    /// Connections made so far.
+    made: AtomicU64,
+}
+
+#[derive(Clone, Debug)]
+struct Live {
+    number: u64,
+    connection: MultiplexedConnection,
+}
+
+impl Link {
+    pub(super) const fn new(place: Place) -> Self {
+        Self {
+            place,
+            live: Mutex::new(None),
+            connecting: AsyncMutex::const_new(None),
+            made: AtomicU64::new(0),
+        }
+    }
+
+    /// Sends one command and waits for its answer, within the URL's timeout.
+    pub(super) async fn call(&self, command: &Cmd) -> Result<Value, Failure> {
+        let mut live = self.live().await.map_err(Failure::Refused)?;
+        match live
+            .connection
+            .send_packed_command(command)
+            .await
+            .and_then(Value::extract_error)
+        {
+            Ok(value) => Ok(value),
+            Err(error) => Err(self.failed(&live, &error)),
+        }
+    }
+
+    fn failed(&self, live: &Live, error: &RedisError) -> Failure {
+        if let Some(error) = own(error) {
+            return Failure::Refused(error);
+        }
+        // A server whose functions or role changed is greeted anew, and so is one that went away.
+        let answered =
+            error.kind() != redis::ErrorKind::Io && !error.is_timeout() && !error.is_connection_dropped();
+        let greet_again = !answered || is_missing(error) || error.code() == Some("READONLY");
+        if greet_again {
+            self.drop_connection(live.number);
+        }
+        if answered {
+            Failure::Refused(unavailable(&self.place, error))
+        } else {
+            Failure::Lost(unavailable(&self.place, error))
+        }
+    }
+
+    fn drop_connection(&self, number: u64) {
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        if live.as_ref().is_some_and(|live| live.number == number) {
+            *live = None;
+        }
+    }
+
+    fn present(&self) -> Option<Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn live(&self) -> Result<Live> {
+        if let Some(live) = self.present() {
+            return Ok(live);
+        }
+        let mut failed = self.connecting.lock().await;
+        if let Some(live) = self.present() {
+            return Ok(live);
+        }
+        if let Some((at_ms, message)) = &*failed
+            && boot_ms().saturating_sub(*at_ms) < PAUSE_MS
+        {
+            return Err(Error::ledger(message.clone()));
+        }
+        match connect(&self.place).await {
+            Ok(connection) => {
+                *failed = None;
+                let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+                let number = self.made.fetch_add(1, Ordering::Relaxed);
+                let made = Live { number, connection };
+                *live = Some(made.clone());
+                Ok(made)
+            }
+            Err(error) => {
+                *failed = Some((boot_ms(), error.to_string()));
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A connection to a server that was looked at and has the library.
+pub(super) async fn connect(place: &Place) -> Result<MultiplexedConnection> {
+    if matches!(place.connection.addr(), redis::ConnectionAddr::TcpTls { .. }) {
+        // Another library may have installed a provider already; either will do.
+        let _ = rustls::crypto::CryptoProvider::install_default(rustls::crypto::ring::default_provider());
+    }
+    let client = Client::open(place.connection.clone()).map_err(|e| unavailable(place, &e))?;
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(place.timeout))
+        .set_response_timeout(Some(place.timeout));
+    let mut connection = client
+        .get_multiplexed_async_connection_with_config(&config)
+        .await
+        .map_err(|e| unavailable(place, &e))?;
+    life::greet(&mut connection, place).await?;
+    Ok(connection)
+}
+
+fn boot_ms() -> i64 {
+    SystemClock.boot_ms()
+}
+
+/// One command on a connection that is being greeted.
+pub(super) async fn ask(
+    connection: &mut MultiplexedConnection,
+    place: &Place,
+    command: &Cmd,
+) -> Result<Value> {
+    match connection
+        .send_packed_command(command)
+        .await
+        .and_then(Value::extract_error)
+    {
+        Ok(value) => Ok(value),
+        Err(error) => Err(own(&error).unwrap_or_else(|| unavailable(place, &error))),
+    }
+}
+
+/// Loads the library if the server does not have it. Answers what the first call of it answered.
+pub(super) async fn with_library(
+    connection: &mut MultiplexedConnection,
+    place: &Place,
+    command: &Cmd,
+) -> Result<Value> {
+    match connection
+        .send_packed_command(command)
+        .await
+        .and_then(Value::extract_error)
+    {
+        Ok(value) => return Ok(value),
+        Err(error) if is_missing(&error) => {}
+        Err(error) => return Err(own(&error).unwrap_or_else(|| unavailable(place, &error))),
+    }
+    let load = redis::cmd("FUNCTION").arg("LOAD").arg(library::text()).clone();
+    if let Err(error) = connection
+        .send_packed_command(&load)
+        .await
+        .and_then(Value::extract_error)
+    {
+        // Another process may have loaded it in the meantime.
+        if !error.to_string().contains("already exists") {
+            return Err(Error::config(format!(
+                "the Redis server at {} does not have Keybrake's functions ({}), and this user may not load them: \
+                 run `keybrake doctor` once as a user with +function",
+                place.shown,
+                library::digest(),
+            ))
+            .because(error.to_string()));
+        }
+    }
+    ask(connection, place, command).await
+}
+
+fn is_missing(error: &RedisError) -> bool {
+    error.to_string().contains("Function not found")
+}
+
+/// An error that our own functions raise.
+fn own(error: &RedisError) -> Option<Error> {
+    match error.code()? {
+        "KBOVERFLOW" => Some(Error::new(
+            ErrorKind::Internal,
+            "a counter would overflow; nothing was changed",
+        )),
+        "KBCORRUPT" => Some(Error::new(
+            ErrorKind::LedgerCorrupt,
+            format!(
+                "the ledger in Redis cannot be read: {}",
+                error.detail().unwrap_or_default()
+            ),
+        )),
+        _ => None,
+    }
+}
+
+pub(super) fn unavailable(place: &Place, error: &RedisError) -> Error {
+    let what = if error.is_timeout() {
+        format!("did not answer within {} ms", place.timeout.as_millis())
+    } else if error.is_connection_dropped() || error.is_io_error() || error.is_connection_refusal() {
+        "cannot be reached".to_owned()
+    } else {
+        match (error.code(), error.detail()) {
+            (Some(code), Some(detail)) => format!("answered {code} {detail}"),
+            _ => format!("failed: {}", error.category()),
+        }
+    };
+    Error::ledger(format!("the ledger at {} {what}", place.shown))
+}

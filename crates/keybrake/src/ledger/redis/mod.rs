@@ -1,0 +1,356 @@
+//! The ledger of a fleet, in Redis: `redis://`, `rediss://`, unix sockets; Redis 7 or later, or Valkey.
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | `url`, `link` | where the server is, and the one connection to it |
+//! | `library`, `library.lua` | the functions that the server runs |
+//! | `life` | what is looked at before a server is used; whether the ledger is open |
+//! | `records`, `log` | how records and events are written |
+//! | `copies`, `draft` | what this process remembers, and one step of the rules on it |
+//! | `wire`, `step` | the step as a command, and what becomes of it |
+//!
+//! Every decision is a step of [`rules`], run on copies of the records. Its commit is one call of one function, which
+//! compares everything that the step rests on, in the same atomic step as the writes: docs/decisions/0008.
+
+mod copies;
+mod draft;
+mod library;
+mod life;
+mod link;
+mod log;
+mod records;
+mod step;
+mod url;
+mod verify;
+mod wire;
+
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+
+use self::draft::Guess;
+use self::step::{Kind, Own};
+use self::url::Place;
+use super::Ledger;
+use super::events::{Event, EventFilter};
+use super::rules;
+use super::store::Store as _;
+use super::types::{
+    AdminNote, BudgetDef, BudgetUsage, HoldFilter, IssueKey, KeyRecord, LedgerInfo, LedgerSecret,
+    Reservation, ReserveAnswer, ReserveRequest, Scope, SettleAnswer, Settlement, Stop, StopAnswer, StopScope,
+    TokenHash, VerifyReport,
+};
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+
+/// Events read at a time.
+const PAGE: u32 = 1_000;
+/// Events read when a filter names no limit.
+const EVENTS: u32 = 10_000;
+
+const DECISION: Kind = Kind {
+    guess: Guess::NewCall,
+    lapses: true,
+    due: 0,
+};
+const PROOF: Kind = Kind {
+    guess: Guess::NewCall,
+    lapses: false,
+    due: 0,
+};
+const ISSUE: Kind = Kind {
+    guess: Guess::NewKey,
+    lapses: false,
+    due: 0,
+};
+const ADMIN: Kind = Kind {
+    guess: Guess::Nothing,
+    lapses: false,
+    due: 0,
+};
+const SWEEP: Kind = Kind {
+    guess: Guess::Nothing,
+    lapses: true,
+    due: 0,
+};
+
+/// A handle on a namespace of a Redis server.
+#[derive(Debug)]
+pub struct RedisLedger {
+    place: Place,
+    clock: Arc<dyn Clock>,
+    id: String,
+    secret: LedgerSecret,
+    secret_in_ledger: bool,
+    own: Generation,
+}
+
+/// What this process has of the ledger, and the children forked from it.
+#[derive(Debug)]
+struct Generation {
+    pid: u32,
+    own: OnceLock<Own>,
+    next: OnceLock<Box<Self>>,
+}
+
+impl Generation {
+    const fn new(pid: u32) -> Self {
+        Self {
+            pid,
+            own: OnceLock::new(),
+            next: OnceLock::new(),
+        }
+    }
+}
+
+impl RedisLedger {
+    /// Opens a namespace, or creates it. Waits for the server, at most a few of the URL's `timeout_ms`.
+    ///
+    /// With a master key the ledger's secret is derived from it; without one it stands beside the data, and replies
+    /// are not recorded.
+    ///
+    /// # Errors
+    /// `Config` when the URL is wrong, the server is too old, may evict keys or lacks the functions, or the ledger
+    /// belongs to another master key; `LedgerUnavailable` when the server does not answer.
+    pub fn open(url: &str, clock: Arc<dyn Clock>, master: Option<&[u8]>) -> Result<Self> {
+        let place = url::parse(url)?;
+        let found = std::thread::scope(|scope| {
+            let finding = scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                match runtime {
+                    Ok(runtime) => runtime.block_on(life::find(&place, master)),
+                    Err(e) => Err(Error::ledger("no runtime for the connection to Redis").because(e)),
+                }
+            });
+            finding
+                .join()
+                .unwrap_or_else(|_| Err(Error::ledger("the connection to Redis failed")))
+        })?;
+        Ok(Self {
+            own: Generation::new(std::process::id()),
+            place,
+            clock,
+            id: found.id,
+            secret: found.secret,
+            secret_in_ledger: found.secret_in_ledger,
+        })
+    }
+
+    /// This process's part; in a child that was forked since, a new one.
+    fn own(&self) -> &Own {
+        let pid = std::process::id();
+        let mut generation = &self.own;
+        while generation.pid != pid {
+            generation = generation.next.get_or_init(|| Box::new(Generation::new(pid)));
+        }
+        generation.own.get_or_init(|| Own::new(self.place.clone()))
+    }
+
+    async fn admin<T: Send>(
+        &self,
+        kind: Kind,
+        mut rule: impl FnMut(&mut draft::Draft<'_>, i64) -> Result<T> + Send,
+    ) -> Result<T> {
+        let step = self
+            .own()
+            .step(&*self.clock, kind, move |draft, _, now_ms| rule(draft, now_ms));
+        step.await.map(|(answer, _)| answer)
+    }
+
+    async fn look<T: Send>(
+        &self,
+        rule: impl FnMut(&mut draft::Draft<'_>, i64) -> Result<T> + Send,
+    ) -> Result<T> {
+        self.own().look(&*self.clock, rule).await
+    }
+
+    /// A page of the log after a number.
+    async fn page(&self, after_seq: u64, limit: u32) -> Result<Vec<Event>> {
+        let mut command = redis::cmd("XRANGE");
+        command
+            .arg(self.place.ns.place("events"))
+            .arg(format!("({after_seq}-0"))
+            .arg("+")
+            .arg("COUNT")
+            .arg(limit);
+        log::read(self.own().ask(&command).await?)
+    }
+}
+
+#[async_trait]
+impl Ledger for RedisLedger {
+    async fn info(&self) -> Result<LedgerInfo> {
+        let (now_ms, last_seq) = self
+            .look(|draft, now_ms| Ok((now_ms, draft.meta()?.last_seq)))
+            .await?;
+        let mut command = redis::cmd("HGET");
+        command.arg(self.place.ns.place("meta")).arg("open");
+        let open = wire::text(self.own().ask(&command).await?)?;
+        Ok(LedgerInfo {
+            url: self.place.shown.clone(),
+            id: self.id.clone(),
+            version: life::FORMAT,
+            now_ms,
+            last_seq,
+            open_holds: open.parse().unwrap_or(0),
+        })
+    }
+
+    fn secret(&self) -> &LedgerSecret {
+        &self.secret
+    }
+
+    fn records_replies(&self) -> bool {
+        !self.secret_in_ledger
+    }
+
+    async fn open_by_hand(&self, admin: AdminNote) -> Result<bool> {
+        let opened = self.own().open_by_hand().await?;
+        if opened {
+            self.admin(ADMIN, |draft, now_ms| rules::note_opening(draft, now_ms, &admin))
+                .await?;
+        }
+        Ok(opened)
+    }
+
+    async fn issue_key(&self, issue: IssueKey) -> Result<KeyRecord> {
+        self.admin(ISSUE, |draft, now_ms| rules::issue_key(draft, now_ms, &issue))
+            .await
+    }
+
+    async fn key_by_token(&self, token_hash: &TokenHash) -> Result<Option<KeyRecord>> {
+        self.look(|draft, now_ms| rules::key_by_token(draft, now_ms, token_hash))
+            .await
+    }
+
+    async fn key(&self, key_id: &str) -> Result<Option<KeyRecord>> {
+        self.look(|draft, now_ms| rules::key(draft, now_ms, key_id)).await
+    }
+
+    async fn keys(&self) -> Result<Vec<KeyRecord>> {
+        self.look(|draft, now_ms| rules::keys(draft, now_ms)).await
+    }
+
+    async fn revoke(&self, key_id: &str, admin: AdminNote) -> Result<bool> {
+        self.admin(ADMIN, |draft, now_ms| {
+            rules::revoke(draft, now_ms, key_id, &admin)
+        })
+        .await
+    }
+
+    async fn stop(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
+        // First it stands; then there is time to count what it meets.
+        self.admin(ADMIN, |draft, now_ms| {
+            rules::set_stop(draft, now_ms, &scope, &admin)
+        })
+        .await?;
+        self.admin(SWEEP, |draft, now_ms| rules::stop(draft, now_ms, &scope, &admin))
+            .await
+    }
+
+    async fn resume(&self, scope: &StopScope, admin: AdminNote) -> Result<bool> {
+        self.admin(ADMIN, |draft, now_ms| rules::resume(draft, now_ms, scope, &admin))
+            .await
+    }
+
+    async fn stops(&self) -> Result<Vec<Stop>> {
+        self.look(|draft, _| draft.stops()).await
+    }
+
+    async fn reserve(&self, mut request: ReserveRequest) -> Result<ReserveAnswer> {
+        let own = self.own();
+        request.hold_for_ms = request.hold_for_ms.saturating_add(own.slack_ms());
+        let (mut answer, counters) = own
+            .step(&*self.clock, DECISION, |draft, flood, now_ms| {
+                rules::reserve(draft, flood, now_ms, &request)
+            })
+            .await?;
+        if let ReserveAnswer::Granted(grant) = &mut answer {
+            log::correct(grant.tightest.as_mut(), &counters);
+        }
+        Ok(answer)
+    }
+
+    async fn settle(&self, settlement: Settlement) -> Result<SettleAnswer> {
+        let (mut answer, counters) = self
+            .own()
+            .step(&*self.clock, PROOF, |draft, _, now_ms| {
+                rules::settle(draft, now_ms, &settlement)
+            })
+            .await?;
+        log::correct(answer.tightest.as_mut(), &counters);
+        Ok(answer)
+    }
+
+    async fn sweep(&self, limit: u32) -> Result<u32> {
+        self.flush().await?;
+        let kind = Kind { due: limit, ..ADMIN };
+        self.admin(kind, |draft, now_ms| rules::sweep(draft, now_ms, limit))
+            .await
+    }
+
+    async fn reservation(&self, call_id: &str) -> Result<Option<Reservation>> {
+        self.look(|draft, _| draft.reservation(call_id)).await
+    }
+
+    async fn holds(&self, filter: HoldFilter) -> Result<Vec<Reservation>> {
+        self.admin(SWEEP, |draft, now_ms| rules::holds(draft, now_ms, &filter))
+            .await
+    }
+
+    async fn usage(&self, key_id: &str) -> Result<Vec<BudgetUsage>> {
+        self.look(|draft, now_ms| rules::usage(draft, now_ms, key_id))
+            .await
+    }
+
+    async fn budgets(&self, scope: Option<&Scope>) -> Result<Vec<BudgetUsage>> {
+        self.look(|draft, now_ms| rules::budgets(draft, now_ms, scope))
+            .await
+    }
+
+    async fn put_budget(&self, budget: BudgetDef, admin: AdminNote) -> Result<BudgetDef> {
+        self.admin(ADMIN, |draft, now_ms| {
+            rules::put_budget(draft, now_ms, &budget, &admin)
+        })
+        .await
+    }
+
+    async fn events(&self, filter: EventFilter) -> Result<Vec<Event>> {
+        let limit =
+            usize::try_from(if filter.limit == 0 { EVENTS } else { filter.limit }).unwrap_or(usize::MAX);
+        let mut found = Vec::new();
+        let mut after_seq = filter.after_seq;
+        loop {
+            let page = self.page(after_seq, PAGE).await?;
+            let last = page.len() < usize::try_from(PAGE).unwrap_or(usize::MAX);
+            after_seq = page.last().map_or(after_seq, |event| event.seq);
+            found.extend(page.into_iter().filter(|event| log::asked(event, &filter)));
+            if last || found.len() >= limit {
+                found.truncate(limit);
+                return Ok(found);
+            }
+        }
+    }
+
+    async fn verify(&self) -> Result<VerifyReport> {
+        self.flush().await?;
+        self.verified().await
+    }
+
+    async fn accept_clock(&self, admin: AdminNote) -> Result<i64> {
+        self.own().trust_clock();
+        self.admin(ADMIN, |draft, now_ms| {
+            let now_ms = rules::accept_clock(draft, now_ms, &admin)?;
+            draft.clock_accepted(now_ms)?;
+            Ok(now_ms)
+        })
+        .await
+    }
+
+    async fn flush(&self) -> Result<()> {
+        let step = self.own().step(&*self.clock, ADMIN, |draft, flood, now_ms| {
+            rules::flush_denials(draft, flood, now_ms)
+        });
+        step.await.map(|_| ())
+    }
+}

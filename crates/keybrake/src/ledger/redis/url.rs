@@ -1,0 +1,145 @@
+//! `redis://[user:password@]host[:port][/db]?ns=NAME&timeout_ms=N`, `rediss://` for TLS, `redis+unix:///path?ns=NAME`.
+
+use std::time::Duration;
+
+use redis::io::tcp::TcpSettings;
+use redis::{ConnectionInfo, IntoConnectionInfo as _};
+
+use crate::error::{Error, Result};
+
+/// Longest wait for an answer of the server before a call is refused, in milliseconds, unless the URL says otherwise.
+const TIMEOUT_MS: u64 = 1_000;
+const TIMEOUT_RANGE_MS: std::ops::RangeInclusive<u64> = 10..=60_000;
+
+/// Where a ledger is.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) connection: ConnectionInfo,
+    pub(super) ns: Namespace,
+    pub(super) timeout: Duration,
+    /// The URL without user and password.
+    pub(super) shown: String,
+}
+
+/// A namespace: all of its keys are in one slot of a cluster.
+#[derive(Clone, Debug)]
+pub(super) struct Namespace {
+    places: [String; 10],
+    prefix: String,
+}
+
+impl Namespace {
+    pub(super) fn new(name: &str) -> Self {
+        let prefix = format!("kb:{{{name}}}:");
+        let place = |name: &str| format!("{prefix}{name}");
+        Self {
+            // The order of `places` in library.lua.
+            places: [
+                place("meta"),
+                place("records"),
+                place("counters"),
+                place("stops"),
+                place("deadlines"),
+                place("open"),
+                place("events"),
+                place("holds"),
+                place("issued"),
+                place("provisional"),
+            ],
+            prefix,
+        }
+    }
+
+    pub(super) const fn places(&self) -> &[String; 10] {
+        &self.places
+    }
+
+    /// One of the places, by its name.
+    pub(super) fn place(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// The key of a record that is one of its own.
+    pub(super) fn key(&self, record: &str) -> String {
+        format!("{}{record}", self.prefix)
+    }
+}
+
+/// Reads a URL.
+///
+/// # Errors
+/// `Config` for what is not such a URL. The message never repeats it: it may hold a password.
+pub(super) fn parse(url: &str) -> Result<Place> {
+    let (address, query) = url.split_once('?').unwrap_or((url, ""));
+    let (mut namespace, mut timeout_ms) = (crate::ledger::sqlite::DEFAULT_NAMESPACE, TIMEOUT_MS);
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=').unwrap_or((pair, "")) {
+            ("ns", name) => namespace = name,
+            ("timeout_ms", text) => {
+                timeout_ms = text
+                    .parse()
+                    .ok()
+                    .filter(|ms| TIMEOUT_RANGE_MS.contains(ms))
+                    .ok_or_else(|| Error::config("timeout_ms in the ledger URL must be 10 to 60000"))?;
+            }
+            (option, _) => {
+                return Err(Error::config(format!(
+                    "unknown option {option:?} in the ledger URL: redis:// knows ns and timeout_ms, as in \
+                     redis://localhost?ns=prod"
+                )));
+            }
+        }
+    }
+    crate::ledger::sqlite::check_namespace(namespace)?;
+    let connection = address.into_connection_info().map_err(|e| {
+        Error::config(format!(
+            "the ledger URL cannot be read ({}): write redis://host:6379?ns=prod",
+            e.category()
+        ))
+    })?;
+    let tcp = TcpSettings::default().set_nodelay(true);
+    Ok(Place {
+        shown: shown(address, namespace),
+        connection: connection.set_tcp_settings(tcp),
+        ns: Namespace::new(namespace),
+        timeout: Duration::from_millis(timeout_ms),
+    })
+}
+
+fn shown(address: &str, namespace: &str) -> String {
+    let (scheme, rest) = address.split_once("://").unwrap_or(("redis", address));
+    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    format!("{scheme}://{host}?ns={namespace}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_names_server_namespace_and_patience() {
+        let place = parse("redis://kb:hunter2@kb-prod:6380/2?ns=prod&timeout_ms=250").unwrap();
+        assert_eq!(place.shown, "redis://kb-prod:6380/2?ns=prod");
+        assert_eq!(place.timeout, Duration::from_millis(250));
+        assert_eq!(place.ns.key("r:1"), "kb:{prod}:r:1");
+        assert_eq!(
+            parse("redis://localhost").unwrap().shown,
+            "redis://localhost?ns=default"
+        );
+        assert!(parse("rediss://kb-prod:6379").is_ok());
+        assert!(parse("redis+unix:///run/redis.sock?ns=a").is_ok());
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_without_the_password() {
+        for url in [
+            "redis://u:hunter2@h?nss=prod",
+            "redis://u:hunter2@h?timeout_ms=0",
+            "redis://u:hunter2@h?ns=a b",
+            "redis://u:hunter2@h:port",
+        ] {
+            let error = parse(url).unwrap_err().to_string();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+}
