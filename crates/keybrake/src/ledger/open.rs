@@ -93,10 +93,16 @@ mod tests {
     #[test]
     fn other_urls_are_refused_by_name_and_without_their_passwords() {
         let redis = refusal("redis://user:hunter2@127.0.0.1:1?ns=prod&timeout_ms=500");
-        assert!(redis.contains("redis://127.0.0.1:1?ns=prod cannot be reached"), "{redis}");
+        assert!(
+            redis.contains("redis://127.0.0.1:1?ns=prod cannot be reached"),
+            "{redis}"
+        );
         assert!(!redis.contains("hunter2"), "{redis}");
         let cluster = refusal("redis+cluster://user:hunter2@kb-prod:6379?ns=prod");
-        assert!(cluster.contains("redis+cluster:// ledgers are not supported yet"), "{cluster}");
+        assert!(
+            cluster.contains("redis+cluster:// ledgers are not supported yet"),
+            "{cluster}"
+        );
         assert!(refusal("sqlite://spend.db").contains("has no host"));
         assert!(refusal("sqlite:spend.db?mode=ro").contains("unknown option \"mode\""));
         assert!(refusal("postgres://x").contains("no scheme that is known"));

@@ -8,7 +8,7 @@ use super::records::{self, Buckets, Record};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ledger::events::{Event, EventFilter};
 use crate::ledger::store::{
-    Checkpoint, Counter, Finding, KeyState, Meta, ObjectRecord, Pointer, Rolling, Store,
+    Checkpoint, Counter, Finding, KeyState, Meta, ObjectPage, ObjectRecord, Pointer, Rolling, Store,
 };
 use crate::ledger::types::{
     BudgetDef, BudgetId, CounterName, HoldFilter, KeyRecord, Reservation, Scope, State, Stop, StopScope,
@@ -160,7 +160,7 @@ impl<'a> Draft<'a> {
         let kind = name.as_bytes().first();
         match self.guess {
             Guess::Nothing => false,
-            Guess::NewCall => matches!(kind, Some(b'r' | b'p' | b'o' | b'w' | b'g')),
+            Guess::NewCall => matches!(kind, Some(b'r' | b'p' | b'o' | b'f' | b'w' | b'g')),
             Guess::NewKey => matches!(kind, Some(b'k' | b't' | b'i' | b'b' | b'B')),
         }
     }
@@ -677,6 +677,18 @@ impl Store for Draft<'_> {
 
     fn put_object(&mut self, object: &str, record: ObjectRecord) -> Result<()> {
         self.put(format!("o:{object}"), Record::Object(record))
+    }
+
+    fn object_page(&mut self, object: &str, page: u32) -> Result<Option<ObjectPage>> {
+        match &self.entry(format!("f:{page}:{object}"))?.record {
+            Record::Absent => Ok(None),
+            Record::ObjectPage(page) => Ok(Some(page.clone())),
+            _ => Err(lost()),
+        }
+    }
+
+    fn put_object_page(&mut self, object: &str, number: u32, page: ObjectPage) -> Result<()> {
+        self.put(format!("f:{number}:{object}"), Record::ObjectPage(page))
     }
 
     fn stop(&mut self, scope: &StopScope) -> Result<Option<Stop>> {

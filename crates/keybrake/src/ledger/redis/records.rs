@@ -15,6 +15,7 @@
 //! | `a:<call id>` | the recorded reply | " |
 //! | `p:<id>` | what stands behind an identity or a content | " |
 //! | `o:<object>` | what is known of a vendor object | " |
+//! | `f:<page>:<object>` | its final contributors | " |
 //! | `c:<seq>` | a checkpoint | " |
 
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ledger::store::{Checkpoint, KeyState, ObjectRecord, Pointer};
+use crate::ledger::store::{Checkpoint, KeyState, ObjectPage, ObjectRecord, Pointer};
 use crate::ledger::types::{BudgetDef, KeyRecord, Reservation, State, Window};
 
 const DAY_MS: i64 = 86_400_000;
@@ -57,6 +58,7 @@ pub(super) enum Record {
     Reply(Vec<u8>),
     Pointer(Pointer),
     Object(ObjectRecord),
+    ObjectPage(ObjectPage),
     Checkpoint(Box<Checkpoint>),
 }
 
@@ -90,6 +92,7 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Record> {
         Some(b'a') => Record::Reply(BASE64.decode(text).map_err(|e| unreadable(name).because(e))?),
         Some(b'p') => Record::Pointer(json(name, text)?),
         Some(b'o') => Record::Object(json(name, text)?),
+        Some(b'f') => Record::ObjectPage(json(name, text)?),
         Some(b'c') => Record::Checkpoint(json(name, text)?),
         _ => return Err(unreadable(name)),
     })
@@ -115,6 +118,7 @@ pub(super) fn print(record: &Record) -> Result<String> {
         Record::Reply(bytes) => Ok(BASE64.encode(bytes)),
         Record::Pointer(pointer) => json(pointer),
         Record::Object(object) => json(object),
+        Record::ObjectPage(page) => json(page),
         Record::Checkpoint(checkpoint) => json(checkpoint),
     }
 }
