@@ -25,6 +25,13 @@ pub(super) struct Copy {
     pub(super) record: Record,
 }
 
+/// Whether the server compared what this process has seen with what it holds, before it answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    Compared,
+    NotCompared,
+}
+
 /// How the ledger stood at an answer.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Standing {
@@ -34,6 +41,8 @@ pub(super) struct Standing {
     pub(super) groups_version: u64,
     pub(super) stops_version: u64,
     pub(super) last_seq: u64,
+    /// Counts the restarts of the server.
+    pub(super) epoch: u64,
 }
 
 #[derive(Debug)]
@@ -112,7 +121,10 @@ impl Copies {
 
     /// Takes over how the ledger stands, and looks whether its clock kept pace with this machine's boot clock, which
     /// never jumps.
-    pub(super) fn stand(&mut self, standing: Standing, boot_ms: i64) {
+    ///
+    /// Only an answer to a commit, which compared what this process had `seen` with what is there, takes it into
+    /// another epoch; until then it knows what it knew.
+    pub(super) fn stand(&mut self, standing: Standing, boot_ms: i64, seen: Seen) {
         if let Some((before, before_boot_ms)) = &mut self.standing {
             if standing.stops_version != before.stops_version {
                 self.stops = None;
@@ -132,6 +144,19 @@ impl Copies {
             }
         }
         self.jumped_ms = None;
+        // Answers may be read in another order than they were given.
+        let (last_seq, epoch) = match self.standing {
+            Some((before, _)) if before.epoch == standing.epoch => {
+                (before.last_seq.max(standing.last_seq), before.epoch)
+            }
+            Some((before, _)) if seen == Seen::NotCompared => (before.last_seq, before.epoch),
+            _ => (standing.last_seq, standing.epoch),
+        };
+        let standing = Standing {
+            last_seq,
+            epoch,
+            ..standing
+        };
         self.standing = Some((standing, boot_ms));
     }
 

@@ -27,7 +27,7 @@ local PLACES = 10
 
 -- Ledger time: never back. A test's ledger stands still at `fixed`.
 local function ledger(p)
-  local m = redis.call('HMGET', p.meta, 'seq', 'seen', 'gv', 'sv', 'fixed', 'v')
+  local m = redis.call('HMGET', p.meta, 'seq', 'seen', 'gv', 'sv', 'fixed', 'epoch')
   local now
   if m[5] then
     now = tonumber(m[5])
@@ -38,11 +38,11 @@ local function ledger(p)
   local seen = tonumber(m[2]) or 0
   if seen > now then now = seen end
   return { seq = tonumber(m[1]) or 0, now = now, seen = seen, gv = m[3] or '0', sv = m[4] or '0',
-           fixed = m[5] and true or false, v = m[6] }
+           fixed = m[5] and true or false, epoch = tonumber(m[6]) or 0 }
 end
 
 local function standing(l)
-  return { whole(l.now), l.fixed and '1' or '0', l.gv, l.sv, whole(l.seq) }
+  return { whole(l.now), l.fixed and '1' or '0', l.gv, l.sv, whole(l.seq), whole(l.epoch) }
 end
 
 local function split(value)
@@ -112,6 +112,17 @@ local function overdue(p, now, dealt, count)
   return {}
 end
 
+-- Whether events up to number `known`, seen in an epoch, are missing here. Every restart of the server begins an epoch,
+-- with the number of the last event that was there then.
+local function behind(p, l, known, known_epoch)
+  if l.seq < known then return true end
+  for epoch = known_epoch + 1, l.epoch do
+    local base = tonumber(redis.call('HGET', p.meta, 'base:' .. whole(epoch)) or '0')
+    if base < known then return true end
+  end
+  return false
+end
+
 -- KEYS: places, then the records that are keys of their own.
 -- ARGV: see `commit` in wire.rs, which writes it in this order.
 local function commit(keys, argv)
@@ -120,7 +131,15 @@ local function commit(keys, argv)
   local l = ledger(p)
   local guessed, slack, from, upto = r.number(), r.number(), r.number(), r.number()
   local gv, sv, looks_at_deadlines = r.text(), r.text(), r.text()
+  local known, known_epoch = r.number(), r.number()
   if not opened[p.meta] then return { 'closed', standing(l) } end
+  -- The client has seen events that are not here: this is older data. Nobody writes on it until that is resolved.
+  if behind(p, l, known, known_epoch) then
+    opened[p.meta] = nil
+    redis.call('HDEL', p.meta, 'run')
+    redis.call('HSET', p.meta, 'behind', whole(known))
+    return { 'behind', standing(l) }
+  end
 
   local fields, expected_fields = {}, {}
   for i = 1, r.number() do fields[i] = r.text(); expected_fields[i] = r.text() end
@@ -297,9 +316,20 @@ local function create(keys, argv)
   return about(keys)
 end
 
--- Opens a ledger. ARGV: the server's run id, which is written down.
+-- Opens a ledger. ARGV: the server's run id, which is written down, and why: 'same' for a server that has not
+-- restarted, 'witness' when nothing that the caller has seen is missing, 'person' when a person takes what is there.
 local function open(keys, argv)
   local p = places(keys)
+  if argv[2] == 'person' then
+    redis.call('HDEL', p.meta, 'behind')
+  elseif redis.call('HEXISTS', p.meta, 'behind') == 1 then
+    return about(keys) -- somebody has seen more than is here
+  end
+  if argv[2] ~= 'same' and not opened[p.meta] then
+    local epoch = redis.call('HINCRBY', p.meta, 'epoch', '1')
+    local base = argv[2] == 'person' and whole(MAX) or redis.call('HGET', p.meta, 'seq') or '0'
+    redis.call('HSET', p.meta, 'base:' .. whole(epoch), base)
+  end
   redis.call('HSET', p.meta, 'run', argv[1])
   opened[p.meta] = true
   return about(keys)

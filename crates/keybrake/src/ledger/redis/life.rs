@@ -55,6 +55,15 @@ impl About {
         !self.fields.is_empty()
     }
 
+    /// Whether events up to number `seen`, seen in an epoch, are missing: see `behind` in library.lua.
+    pub(super) fn lacks(&self, seen: u64, epoch: u64) -> bool {
+        let later = epoch.saturating_add(1)..=self.number("epoch");
+        self.number("seq") < seen
+            || later
+                .into_iter()
+                .any(|later| self.number(&format!("base:{later}")) < seen)
+    }
+
     pub(super) fn number(&self, name: &str) -> u64 {
         self.field(name).and_then(|value| value.parse().ok()).unwrap_or(0)
     }
@@ -67,16 +76,31 @@ pub(super) async fn greet(connection: &mut MultiplexedConnection, place: &Place)
     let about = About::read(with_library(connection, place, &function("about", &place.ns, &[])).await?)?;
     if about.exists() && !about.open && about.field("run") == Some(server.run_id.as_str()) {
         // The server has not started since: only this version of the functions is new to it.
-        return open(connection, place).await;
+        return open(connection, place, Why::Same).await;
     }
     Ok(about)
 }
 
+/// Why a ledger is opened.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Why {
+    /// The server has not restarted; only this version of the functions is new to it.
+    Same,
+    /// Nothing that this process has seen is missing.
+    Witness,
+    /// A person takes what is there.
+    Person,
+}
+
 /// Opens a ledger on a server as it runs now.
-pub(super) async fn open(connection: &mut MultiplexedConnection, place: &Place) -> Result<About> {
+pub(super) async fn open(connection: &mut MultiplexedConnection, place: &Place, why: Why) -> Result<About> {
     let server = server(connection, place).await?;
     let mut command = function("open", &place.ns, &[]);
-    command.arg(&server.run_id);
+    command.arg(&server.run_id).arg(match why {
+        Why::Same => "same",
+        Why::Witness => "witness",
+        Why::Person => "person",
+    });
     About::read(ask(connection, place, &command).await?)
 }
 

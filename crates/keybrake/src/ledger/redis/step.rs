@@ -129,7 +129,7 @@ impl Own {
                         self.lapse(clock).await?;
                     }
                 }
-                Ok(Answer::Closed) => {
+                Ok(Answer::Closed | Answer::Behind) => {
                     self.state().flood.take_back(notes);
                     self.witness(clock).await?;
                 }
@@ -401,7 +401,7 @@ impl Own {
         if about.open {
             return Ok(false);
         }
-        life::open(&mut connection, &self.place).await?;
+        life::open(&mut connection, &self.place, life::Why::Person).await?;
         // What was seen before the server started may not be there any more.
         *self.state() = Memory::new();
         Ok(true)
@@ -445,19 +445,23 @@ impl Own {
                 "its data is gone: restore it from a backup or from the drained audit",
             ));
         }
+        let missing = |seen: u64| {
+            let what = format!(
+                "it came back with {} events, older data than was seen before ({seen} events): restore newer data, or \
+                 open it by hand and compare it with the vendor: keybrake ledger open, keybrake reconcile",
+                about.number("seq"),
+            );
+            Err(recovering(&self.place, &what))
+        };
         match seen {
-            Some(Standing { last_seq, .. }) if last_seq > 0 && about.number("seq") >= last_seq => {
-                life::open(&mut connection, &self.place).await?;
+            _ if about.number("behind") > 0 => missing(about.number("behind")),
+            Some(Standing { last_seq, epoch, .. }) if last_seq > 0 => {
+                if about.lacks(last_seq, epoch) {
+                    return missing(last_seq);
+                }
+                life::open(&mut connection, &self.place, life::Why::Witness).await?;
                 Ok(())
             }
-            Some(Standing { last_seq, .. }) if last_seq > 0 => Err(recovering(
-                &self.place,
-                &format!(
-                    "it came back with {} events, and {last_seq} were seen before: compare it with the vendor \
-                     (keybrake reconcile) before it is opened by hand",
-                    about.number("seq"),
-                ),
-            )),
             _ => Err(recovering(
                 &self.place,
                 "no process that saw its last state has opened it yet; when none is left, open it by hand: \

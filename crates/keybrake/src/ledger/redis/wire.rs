@@ -2,7 +2,7 @@
 
 use redis::{Cmd, Value};
 
-use super::copies::{Copies, Copy, Standing};
+use super::copies::{Copies, Copy, Seen, Standing};
 use super::draft::{Draft, LARGEST};
 use super::records;
 use super::url::Namespace;
@@ -31,6 +31,8 @@ pub(super) enum Answer {
     Moved(Vec<String>),
     /// The server has just started, and nobody has opened the ledger.
     Closed,
+    /// The server holds older data than this process has seen. It has closed the ledger.
+    Behind,
 }
 
 /// A function of the library, for a namespace.
@@ -72,7 +74,9 @@ pub(super) fn commit(draft: &Draft<'_>, ns: &Namespace, standing: Standing, slac
         .arg(draft.until_ms)
         .arg(standing.groups_version)
         .arg(standing.stops_version)
-        .arg(i32::from(draft.looks_at_deadlines));
+        .arg(i32::from(draft.looks_at_deadlines))
+        .arg(standing.last_seq)
+        .arg(standing.epoch);
     command.arg(fields.len());
     for entry in &fields {
         command.arg(&entry.name).arg(&*entry.seen);
@@ -201,7 +205,13 @@ impl Sent {
     pub(super) fn read(self, answer: Value, copies: &mut Copies, boot_ms: i64) -> Result<Answer> {
         let mut parts = Parts::of(answer)?;
         let outcome = parts.text()?;
-        copies.stand(standing(parts.next()?)?, boot_ms);
+        let standing = standing(parts.next()?)?;
+        // What a closed ledger holds may be older than what is known: the knowledge is needed to find out.
+        match outcome.as_str() {
+            "closed" => return Ok(Answer::Closed),
+            "behind" => return Ok(Answer::Behind),
+            _ => copies.stand(standing, boot_ms, Seen::Compared),
+        }
         match outcome.as_str() {
             "done" => {
                 let mut counters = Vec::with_capacity(self.counters.len());
@@ -239,7 +249,6 @@ impl Sent {
                 }
                 Ok(Answer::Moved(due))
             }
-            "closed" => Ok(Answer::Closed),
             _ => Err(unreadable()),
         }
     }
@@ -302,7 +311,7 @@ impl Look {
     pub(super) fn read(self, answer: Value, copies: &mut Copies, boot_ms: i64) -> Result<()> {
         let mut parts = Parts::of(answer)?;
         parts.text()?;
-        copies.stand(standing(parts.next()?)?, boot_ms);
+        copies.stand(standing(parts.next()?)?, boot_ms, Seen::NotCompared);
         for names in [&self.fields, &self.texts] {
             for (name, text) in names.iter().zip(texts(parts.next()?)?) {
                 copies.learn(name, &text)?;
@@ -348,6 +357,7 @@ pub(super) fn standing(value: Value) -> Result<Standing> {
         groups_version: unsigned(2)?,
         stops_version: unsigned(3)?,
         last_seq: unsigned(4)?,
+        epoch: unsigned(5)?,
     })
 }
 
