@@ -5,6 +5,7 @@
     reason = "a failed unwrap is a failed test"
 )]
 
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -113,6 +114,70 @@ fn a_childs_child_works_too_and_the_ledger_outlives_its_opener() {
     assert_eq!(wait(first), 6);
     let ledger = self::ledger(dir.path(), 100 * DOLLAR).0;
     assert_eq!(used(&ledger), 6 * DOLLAR);
+}
+
+/// Forks a child that begins to work once `first` is done, the ledger's closing in this process included.
+fn child_after(ledger: SqliteLedger, work: impl FnOnce(&SqliteLedger) -> i32, first: impl FnOnce()) -> Pid {
+    let (mut signal, mut go) = std::io::pipe().map(|(read, write)| (write, read)).unwrap();
+    // The parent's handle outlives the fork and no more; the child's is a copy.
+    let kept = std::mem::ManuallyDrop::new(ledger);
+    let pid = child(|| {
+        go.read_exact(&mut [0]).unwrap();
+        work(&kept)
+    });
+    drop(std::mem::ManuallyDrop::into_inner(kept));
+    first();
+    signal.write_all(&[1]).unwrap();
+    pid
+}
+
+#[test]
+fn a_child_goes_on_after_its_parent_has_closed_the_ledger() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, key) = ledger(dir.path(), 100 * DOLLAR);
+    assert_eq!(spend(&opened, &key, 1), 1);
+    let pid = child_after(opened, |ledger| spend(ledger, &key, 3), || {});
+    assert_eq!(wait(pid), 3);
+    assert_eq!(used(&ledger(dir.path(), 100 * DOLLAR).0), 4 * DOLLAR);
+}
+
+#[test]
+fn a_child_and_those_who_opened_the_ledger_after_its_parent_had_closed_it_share_one_cap() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, key) = ledger(dir.path(), 10 * DOLLAR);
+    let mut by_others = 0;
+    let pid = child_after(
+        opened,
+        |ledger| spend(ledger, &key, 3),
+        || {
+            by_others += spend(&ledger(dir.path(), 10 * DOLLAR).0, &key, 2);
+            by_others += wait(child(|| spend(&ledger(dir.path(), 10 * DOLLAR).0, &key, 2)));
+        },
+    );
+    let open = ledger(dir.path(), 10 * DOLLAR).0;
+    by_others += spend(&open, &key, 20);
+    assert_eq!(wait(pid) + by_others, 10);
+    assert_eq!(used(&open), 10 * DOLLAR);
+}
+
+#[test]
+fn a_child_whose_shared_memory_was_replaced_refuses() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, key) = ledger(dir.path(), 100 * DOLLAR);
+    let other = std::cell::OnceCell::new();
+    let pid = child_after(
+        opened,
+        |ledger| spend(ledger, &key, 3),
+        || {
+            for suffix in ["-wal", "-shm"] {
+                std::fs::remove_file(dir.path().join(format!("spend.db{suffix}"))).unwrap();
+            }
+            other.set(ledger(dir.path(), 100 * DOLLAR).0).unwrap();
+            assert_eq!(spend(other.get().unwrap(), &key, 1), 1);
+        },
+    );
+    assert_eq!(wait(pid), 99, "refused");
+    assert_eq!(used(other.get().unwrap()), DOLLAR);
 }
 
 /// Work on other threads while the process forks.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 use super::files::{self, Files};
-use super::guard::{Held, LockFile};
+use super::guard::{FileId, Held, LockFile};
 use super::schema::{self, Format};
 use super::store::SqliteStore;
 use super::writer::{Job, Queue, Reader, STEPS_PER_CHECKPOINT, Writer, stopped};
@@ -33,6 +33,8 @@ struct Entry {
     generation: u32,
     database: PathBuf,
     engine: Weak<Engine>,
+    /// The shared memory that SQLite has mapped; in a forked child, that it will use again.
+    shm: Option<FileId>,
 }
 
 /// A ledger file, open.
@@ -63,7 +65,7 @@ impl Engine {
         let generation = fork::generation();
         fork::check()?;
         let mut engines = registry()?;
-        engines.retain(|entry| entry.engine.strong_count() > 0);
+        forget_closed(&mut engines, generation);
         // What this process inherited by a fork: let go of the guard file, so that a lock of the parent's ends with
         // the parent.
         for entry in engines.iter().filter(|entry| entry.generation != generation) {
@@ -78,25 +80,39 @@ impl Engine {
         if let Some(engine) = open {
             return Ok(engine);
         }
-        let engine = Arc::new(Self::start(files, options, generation)?);
+        let inherited: Vec<Option<FileId>> = engines
+            .iter()
+            .filter(|entry| entry.generation != generation && entry.database == files.database)
+            .map(|entry| entry.shm)
+            .collect();
+        let (engine, shm) = Self::start(files, options, generation, &inherited)?;
+        let engine = Arc::new(engine);
         engines.push(Entry {
             generation,
             database: files.database.clone(),
             engine: Arc::downgrade(&engine),
+            shm,
         });
         Ok(engine)
     }
 
-    fn start(files: &Files, options: &SqliteOptions, generation: u32) -> Result<Self> {
+    fn start(
+        files: &Files,
+        options: &SqliteOptions,
+        generation: u32,
+        inherited: &[Option<FileId>],
+    ) -> Result<(Self, Option<FileId>)> {
         let lock = LockFile::open(files)?;
         let busy = fork::begin();
         let opened = lock
             .with(options.wait_ms, || {
                 let _inside = busy.inside();
+                check_inherited(files, inherited)?;
                 open(files)
             })
             .flatten()?;
         drop(busy);
+        let shm = opened.held.shm_id();
         // Processes that end before their turn to fold the log leave it to the next one.
         let log_bytes = opened.held.wal().and_then(|wal| wal.metadata().ok());
         let steps = match log_bytes {
@@ -112,6 +128,7 @@ impl Engine {
         let reader_thread = spawn("keybrake-read", move || reading.run(&reads))?;
         let writing = Writer {
             conn: opened.writer,
+            files: files.clone(),
             lock: Arc::clone(&lock),
             held: opened.held,
             disk: Arc::clone(&options.disk),
@@ -122,7 +139,7 @@ impl Engine {
             floods: BTreeMap::new(),
         };
         let writer_thread = spawn("keybrake-write", move || writing.run(&writes))?;
-        Ok(Self {
+        let engine = Self {
             generation,
             secret: opened.secret,
             id: opened.format.id,
@@ -133,7 +150,8 @@ impl Engine {
                 writer,
                 writer_thread,
             })),
-        })
+        };
+        Ok((engine, shm))
     }
 
     pub(super) const fn secret(&self) -> &LedgerSecret {
@@ -210,7 +228,7 @@ impl Drop for Engine {
             return;
         }
         // While the files are being closed nobody may open them: closing would take the newcomer's locks away.
-        let _engines = registry();
+        let mut engines = registry();
         let Threads {
             reader,
             writer,
@@ -221,7 +239,31 @@ impl Drop for Engine {
         if writer_thread.join().is_err() {
             tracing::error!("the ledger's writing thread had stopped");
         }
+        if let Ok(engines) = &mut engines {
+            forget_closed(engines, self.generation);
+        }
     }
+}
+
+/// Takes what this process has closed off the list. What it inherited stays: SQLite cannot forget it.
+fn forget_closed(engines: &mut Vec<Entry>, generation: u32) {
+    engines.retain(|entry| entry.generation != generation || entry.engine.strong_count() > 0);
+}
+
+/// Refuses a database whose shared memory is not the one that was inherited. SQLite keeps one mapping for each file
+/// that a process has open, and a fork copies it: a child would work on the old one, and every other process on the
+/// one with the name. Call it under the guard file.
+fn check_inherited(files: &Files, inherited: &[Option<FileId>]) -> Result<()> {
+    let path = files.shm();
+    let named = FileId::named(&path);
+    if inherited.iter().all(|shm| shm.is_some() && *shm == named) {
+        return Ok(());
+    }
+    Err(Error::ledger(format!(
+        "{} was removed or replaced between the fork of this process and its first use of the ledger: open the ledger \
+         after the fork, or keep it open in the parent. Nothing was sent",
+        path.display()
+    )))
 }
 
 /// The list of open ledgers. A thread that held it at a fork never gives it back in the child: hence a bound.

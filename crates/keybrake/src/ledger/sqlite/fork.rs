@@ -3,6 +3,9 @@
 //! Threads do not survive a fork, and SQLite's memory must not be used by two processes. So a child opens the
 //! ledger anew and never touches what it inherited. That is safe when no thread was inside SQLite at the moment of
 //! the fork; otherwise SQLite's own locks may stand closed for ever in the child, and the child refuses.
+//! One thing is inherited all the same: SQLite knows a file that was open at the fork again, and uses its mapping of
+//! the shared memory for the child's new connections. So the parent's close must not remove that file while a child
+//! has it (`Held::give_up`), and a child whose mapping is not the file any more refuses (`engine::check_inherited`).
 //! A host that can announce its forks (Python's `os.register_at_fork`) calls [`before`] and [`after`], and then a
 //! fork never falls into such a moment.
 

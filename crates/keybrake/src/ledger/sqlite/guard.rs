@@ -170,17 +170,27 @@ impl Held {
         Ok(())
     }
 
-    /// Gives the locks up, so that SQLite can fold the log into the database when its last connection closes.
-    pub(super) fn unlock(&self) {
-        let _ = share(
-            &self.database.1,
-            DATABASE_SHARED_FIRST,
-            DATABASE_SHARED_SIZE,
-            false,
-        );
-        if let Some((_, shm)) = &self.shm {
-            let _ = share(shm, SHM_CONNECTED, 1, false);
-        }
+    /// The shared memory's file, by which a forked child knows it again.
+    pub(super) fn shm_id(&self) -> Option<FileId> {
+        FileId::of(&self.shm.as_ref()?.1.metadata().ok()?)
+    }
+
+    /// Gives the locks up, so that SQLite can fold the log into the database when its last connection closes. Keep
+    /// what is answered until then.
+    ///
+    /// A child that was forked meanwhile has these descriptors too, and its SQLite has the shared memory as it is now:
+    /// the files must stay. So the descriptors are closed, not unlocked: the locks end with the last process that has
+    /// them. Closing one takes SQLite's own lock away as well, hence another one in its place.
+    pub(super) fn give_up(self, files: &Files) -> Result<Option<File>> {
+        let Some(file) = files::open_existing(&files.database)? else {
+            return Ok(None);
+        };
+        let range = (DATABASE_SHARED_FIRST, DATABASE_SHARED_SIZE);
+        share(&file, range.0, range.1, true).map_err(|error| cannot_lock(&files.database, error))?;
+        drop(self);
+        share_as_sqlite_does(&file, range.0, range.1).map_err(|error| cannot_lock(&files.database, error))?;
+        share(&file, range.0, range.1, false).map_err(|error| cannot_lock(&files.database, error))?;
+        Ok(Some(file))
     }
 
     /// The log, to be flushed.
@@ -248,31 +258,73 @@ pub(super) fn same_file(file: &File, path: &Path) -> bool {
     open.dev() == named.dev() && open.ino() == named.ino() && open.nlink() > 0
 }
 
+/// What tells one file from all others while it exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FileId {
+    dev: u64,
+    ino: u64,
+}
+
+impl FileId {
+    /// Of a file that still has a name.
+    fn of(metadata: &std::fs::Metadata) -> Option<Self> {
+        (metadata.nlink() > 0).then(|| Self {
+            dev: metadata.dev(),
+            ino: metadata.ino(),
+        })
+    }
+
+    /// Of the file with this name.
+    pub(super) fn named(path: &Path) -> Option<Self> {
+        Self::of(&path.symlink_metadata().ok()?)
+    }
+}
+
 /// Sets or clears an open-file-description read lock.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn share(file: &File, start: i64, len: i64, set: bool) -> std::io::Result<()> {
+    use nix::fcntl::{FcntlArg, fcntl};
+
+    fcntl(file, FcntlArg::F_OFD_SETLK(&range(start, len, set)))?;
+    Ok(())
+}
+
+/// Sets the process's own read lock, the kind that SQLite takes.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn share_as_sqlite_does(file: &File, start: i64, len: i64) -> std::io::Result<()> {
+    use nix::fcntl::{FcntlArg, fcntl};
+
+    fcntl(file, FcntlArg::F_SETLK(&range(start, len, true)))?;
+    Ok(())
+}
+
 #[cfg(any(target_os = "linux", target_os = "android"))]
 #[expect(
     clippy::as_conversions,
     clippy::cast_possible_truncation,
     reason = "the kernel's constants are small"
 )]
-fn share(file: &File, start: i64, len: i64, set: bool) -> std::io::Result<()> {
-    use nix::fcntl::{FcntlArg, fcntl};
+const fn range(start: i64, len: i64, set: bool) -> nix::libc::flock {
     use nix::libc;
 
-    let range = libc::flock {
+    libc::flock {
         l_type: if set { libc::F_RDLCK } else { libc::F_UNLCK } as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: start,
         l_len: len,
         l_pid: 0,
-    };
-    fcntl(file, FcntlArg::F_OFD_SETLK(&range))?;
-    Ok(())
+    }
 }
 
 /// Elsewhere the check before answering has to do.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 #[expect(clippy::unnecessary_wraps, reason = "the same shape as on Linux")]
 fn share(_file: &File, _start: i64, _len: i64, _set: bool) -> std::io::Result<()> {
+    Ok(())
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+#[expect(clippy::unnecessary_wraps, reason = "the same shape as on Linux")]
+fn share_as_sqlite_does(_file: &File, _start: i64, _len: i64) -> std::io::Result<()> {
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
-use super::files::Disk;
+use super::files::{Disk, Files};
 use super::fork;
 use super::guard::{Held, LockFile};
 use super::store::{CachedMeta, SqliteStore, failed};
@@ -126,6 +126,7 @@ pub(super) fn stopped() -> Error {
 /// The writing thread's own.
 pub(super) struct Writer {
     pub(super) conn: Connection,
+    pub(super) files: Files,
     pub(super) lock: Arc<LockFile>,
     pub(super) held: Arc<Held>,
     pub(super) disk: Arc<dyn Disk>,
@@ -301,6 +302,7 @@ impl Writer {
     fn close(self) {
         let Self {
             conn,
+            files,
             lock,
             held,
             dead,
@@ -317,11 +319,16 @@ impl Writer {
             return;
         }
         let busy = fork::begin();
-        let mut conn = Some(conn);
+        let (mut held, mut conn) = (Some(held), Some(conn));
         let closed = lock.with(CLOSE_WAIT_MS, || {
             let _inside = busy.inside();
-            held.unlock();
+            // The reading thread has ended, and its share with it.
+            let own = held.take().and_then(Arc::into_inner);
+            let given_up = own.map(|held| held.give_up(&files));
             drop(conn.take());
+            if let Some(Err(error)) = given_up {
+                tracing::warn!(%error, "the ledger's log stays, to be folded by the next process");
+            }
         });
         if closed.is_err() {
             let _inside = busy.inside();
