@@ -3,10 +3,10 @@
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use redis::Value;
-use redis::aio::MultiplexedConnection;
 use sha2::Sha256;
 
 use super::link::{ask, with_library};
+use super::server::Connection;
 use super::url::Place;
 use super::wire::{Parts, function, text};
 use super::{link, log};
@@ -70,7 +70,7 @@ impl About {
 }
 
 /// Looks at a server before it is used, and opens the ledger if it has not been closed since it was opened last.
-pub(super) async fn greet(connection: &mut MultiplexedConnection, place: &Place) -> Result<About> {
+pub(super) async fn greet(connection: &dyn Connection, place: &Place) -> Result<About> {
     let server = server(connection, place).await?;
     check_eviction(connection, place).await?;
     let about = About::read(with_library(connection, place, &function("about", &place.ns, &[])).await?)?;
@@ -93,7 +93,7 @@ pub(super) enum Why {
 }
 
 /// Opens a ledger on a server as it runs now.
-pub(super) async fn open(connection: &mut MultiplexedConnection, place: &Place, why: Why) -> Result<About> {
+pub(super) async fn open(connection: &dyn Connection, place: &Place, why: Why) -> Result<About> {
     let server = server(connection, place).await?;
     let mut command = function("open", &place.ns, &[]);
     command.arg(&server.run_id).arg(match why {
@@ -106,10 +106,10 @@ pub(super) async fn open(connection: &mut MultiplexedConnection, place: &Place, 
 
 /// The ledger of this namespace, made if there is none.
 pub(super) async fn find(place: &Place, master: Option<&[u8]>) -> Result<Found> {
-    let mut connection = link::connect(place).await?;
-    let mut about = greet(&mut connection, place).await?;
+    let connection = link::connect(place).await?;
+    let mut about = greet(&*connection, place).await?;
     if !about.exists() {
-        about = create(&mut connection, place, master).await?;
+        about = create(&*connection, place, master).await?;
     }
     let format: u32 = about.field("v").and_then(|v| v.parse().ok()).unwrap_or(0);
     if format != FORMAT {
@@ -148,11 +148,7 @@ pub(super) async fn find(place: &Place, master: Option<&[u8]>) -> Result<Found> 
     }
 }
 
-async fn create(
-    connection: &mut MultiplexedConnection,
-    place: &Place,
-    master: Option<&[u8]>,
-) -> Result<About> {
+async fn create(connection: &dyn Connection, place: &Place, master: Option<&[u8]>) -> Result<About> {
     let run_id = server(connection, place).await?.run_id;
     let mut bytes = [0_u8; 8];
     getrandom::fill(&mut bytes)
@@ -179,7 +175,7 @@ struct Server {
 }
 
 /// Version and run id of the server.
-async fn server(connection: &mut MultiplexedConnection, place: &Place) -> Result<Server> {
+async fn server(connection: &dyn Connection, place: &Place) -> Result<Server> {
     let info = text(ask(connection, place, redis::cmd("INFO").arg("server")).await?)?;
     let field = |name: &str| {
         info.lines()
@@ -203,7 +199,7 @@ async fn server(connection: &mut MultiplexedConnection, place: &Place) -> Result
 }
 
 /// A server that may evict keys forgets what was spent.
-async fn check_eviction(connection: &mut MultiplexedConnection, place: &Place) -> Result<()> {
+async fn check_eviction(connection: &dyn Connection, place: &Place) -> Result<()> {
     let info = text(ask(connection, place, redis::cmd("INFO").arg("memory")).await?)?;
     let policy = info
         .lines()

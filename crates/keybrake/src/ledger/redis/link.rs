@@ -1,15 +1,14 @@
 //! The connection: one per process, shared by all tasks, made anew when it is lost.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Cmd, RedisError, Value};
+use redis::{Cmd, RedisError, Value};
 use tokio::sync::Mutex as AsyncMutex;
 
+use super::server::Connection;
 use super::url::Place;
 use super::{library, life};
-use crate::clock::{Clock as _, SystemClock};
 use crate::error::{Error, ErrorKind, Result};
 
 /// After a connection could not be made, calls are refused at once for so long instead of trying too.
@@ -44,7 +43,7 @@ pub(super) struct Link {
 #[derive(Clone, Debug)]
 struct Live {
     number: u64,
-    connection: MultiplexedConnection,
+    connection: Arc<dyn Connection>,
 }
 
 impl Link {
@@ -59,13 +58,8 @@ impl Link {
 
     /// Sends one command and waits for its answer, within the URL's timeout.
     pub(super) async fn call(&self, command: &Cmd) -> Result<Value, Failure> {
-        let mut live = self.live().await.map_err(Failure::Refused)?;
-        match live
-            .connection
-            .send_packed_command(command)
-            .await
-            .and_then(Value::extract_error)
-        {
+        let live = self.live().await.map_err(Failure::Refused)?;
+        match live.connection.send(command).await.and_then(Value::extract_error) {
             Ok(value) => Ok(value),
             Err(error) => Err(self.failed(&live, &error)),
         }
@@ -109,7 +103,7 @@ impl Link {
             return Ok(live);
         }
         if let Some((at_ms, message)) = &*failed
-            && boot_ms().saturating_sub(*at_ms) < PAUSE_MS
+            && self.place.server.boot_ms().saturating_sub(*at_ms) < PAUSE_MS
         {
             return Err(Error::ledger(message.clone()));
         }
@@ -123,7 +117,7 @@ impl Link {
                 Ok(made)
             }
             Err(error) => {
-                *failed = Some((boot_ms(), error.to_string()));
+                *failed = Some((self.place.server.boot_ms(), error.to_string()));
                 Err(error)
             }
         }
@@ -131,64 +125,29 @@ impl Link {
 }
 
 /// A connection to a server that was looked at and has the library.
-pub(super) async fn connect(place: &Place) -> Result<MultiplexedConnection> {
-    if matches!(place.connection.addr(), redis::ConnectionAddr::TcpTls { .. }) {
-        // Another library may have installed a provider already; either will do.
-        let _ = rustls::crypto::CryptoProvider::install_default(rustls::crypto::ring::default_provider());
-    }
-    let client = Client::open(place.connection.clone()).map_err(|e| unavailable(place, &e))?;
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(place.timeout))
-        .set_response_timeout(Some(place.timeout));
-    let mut connection = client
-        .get_multiplexed_async_connection_with_config(&config)
-        .await
-        .map_err(|e| unavailable(place, &e))?;
-    life::greet(&mut connection, place).await?;
+pub(super) async fn connect(place: &Place) -> Result<Arc<dyn Connection>> {
+    let connection = place.server.connect().await.map_err(|e| unavailable(place, &e))?;
+    life::greet(&*connection, place).await?;
     Ok(connection)
 }
 
-fn boot_ms() -> i64 {
-    SystemClock.boot_ms()
-}
-
 /// One command on a connection that is being greeted.
-pub(super) async fn ask(
-    connection: &mut MultiplexedConnection,
-    place: &Place,
-    command: &Cmd,
-) -> Result<Value> {
-    match connection
-        .send_packed_command(command)
-        .await
-        .and_then(Value::extract_error)
-    {
+pub(super) async fn ask(connection: &dyn Connection, place: &Place, command: &Cmd) -> Result<Value> {
+    match connection.send(command).await.and_then(Value::extract_error) {
         Ok(value) => Ok(value),
         Err(error) => Err(own(&error).unwrap_or_else(|| unavailable(place, &error))),
     }
 }
 
 /// Loads the library if the server does not have it. Answers what the first call of it answered.
-pub(super) async fn with_library(
-    connection: &mut MultiplexedConnection,
-    place: &Place,
-    command: &Cmd,
-) -> Result<Value> {
-    match connection
-        .send_packed_command(command)
-        .await
-        .and_then(Value::extract_error)
-    {
+pub(super) async fn with_library(connection: &dyn Connection, place: &Place, command: &Cmd) -> Result<Value> {
+    match connection.send(command).await.and_then(Value::extract_error) {
         Ok(value) => return Ok(value),
         Err(error) if is_missing(&error) => {}
         Err(error) => return Err(own(&error).unwrap_or_else(|| unavailable(place, &error))),
     }
     let load = redis::cmd("FUNCTION").arg("LOAD").arg(library::text()).clone();
-    if let Err(error) = connection
-        .send_packed_command(&load)
-        .await
-        .and_then(Value::extract_error)
-    {
+    if let Err(error) = connection.send(&load).await.and_then(Value::extract_error) {
         // Another process may have loaded it in the meantime.
         if !error.to_string().contains("already exists") {
             return Err(Error::config(format!(

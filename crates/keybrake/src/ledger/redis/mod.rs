@@ -2,7 +2,7 @@
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | `url`, `link` | where the server is, and the one connection to it |
+//! | `url`, `link`, `server` | where the server is, and the one connection to it |
 //! | `library`, `library.lua` | the functions that the server runs |
 //! | `life` | what is looked at before a server is used; whether the ledger is open |
 //! | `records`, `log` | how records and events are written |
@@ -19,6 +19,8 @@ mod life;
 mod link;
 mod log;
 mod records;
+#[doc(hidden)]
+pub mod server;
 mod step;
 mod url;
 mod verify;
@@ -126,14 +128,36 @@ impl RedisLedger {
                 .join()
                 .unwrap_or_else(|_| Err(Error::ledger("the connection to Redis failed")))
         })?;
-        Ok(Self {
+        Ok(Self::found(place, clock, found))
+    }
+
+    /// As [`open`](Self::open), on a server of the caller's own that answers within `timeout`: for the simulation.
+    #[doc(hidden)]
+    pub async fn over(
+        server: Arc<dyn server::Server>,
+        timeout: std::time::Duration,
+        clock: Arc<dyn Clock>,
+        master: Option<&[u8]>,
+    ) -> Result<Self> {
+        let place = Place {
+            server,
+            ns: url::Namespace::new(super::sqlite::DEFAULT_NAMESPACE),
+            timeout,
+            shown: "redis://simulated".to_owned(),
+        };
+        let found = life::find(&place, master).await?;
+        Ok(Self::found(place, clock, found))
+    }
+
+    fn found(place: Place, clock: Arc<dyn Clock>, found: life::Found) -> Self {
+        Self {
             own: Generation::new(std::process::id()),
             place,
             clock,
             id: found.id,
             secret: found.secret,
             secret_in_ledger: found.secret_in_ledger,
-        })
+        }
     }
 
     /// This process's part; in a child that was forked since, a new one.

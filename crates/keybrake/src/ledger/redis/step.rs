@@ -112,7 +112,7 @@ impl Own {
         let mut lost = false;
         for draft in 0..DRAFTS {
             if draft >= PATIENT {
-                step_aside(draft).await;
+                self.step_aside(draft).await;
             }
             let (sent, answer, notes) = match self.draft(clock, kind, &lists, &mut rule)? {
                 Next::Fetch(missing) => {
@@ -396,12 +396,12 @@ impl Own {
 
     /// Opens the ledger on a server that has just started; answers whether it was closed.
     pub(super) async fn open_by_hand(&self) -> Result<bool> {
-        let mut connection = super::link::connect(&self.place).await?;
-        let about = life::greet(&mut connection, &self.place).await?;
+        let connection = super::link::connect(&self.place).await?;
+        let about = life::greet(&*connection, &self.place).await?;
         if about.open {
             return Ok(false);
         }
-        life::open(&mut connection, &self.place, life::Why::Person).await?;
+        life::open(&*connection, &self.place, life::Why::Person).await?;
         // What was seen before the server started may not be there any more.
         *self.state() = Memory::new();
         Ok(true)
@@ -434,8 +434,8 @@ impl Own {
     /// The server has just started. A process that saw the ledger's last state opens it, if that state is there.
     async fn witness(&self, clock: &dyn Clock) -> Result<()> {
         let seen = self.state().copies.standing(clock.boot_ms())?;
-        let mut connection = super::link::connect(&self.place).await?;
-        let about = life::greet(&mut connection, &self.place).await?;
+        let connection = super::link::connect(&self.place).await?;
+        let about = life::greet(&*connection, &self.place).await?;
         if about.open {
             return Ok(());
         }
@@ -459,7 +459,7 @@ impl Own {
                 if about.lacks(last_seq, epoch) {
                     return missing(last_seq);
                 }
-                life::open(&mut connection, &self.place, life::Why::Witness).await?;
+                life::open(&*connection, &self.place, life::Why::Witness).await?;
                 Ok(())
             }
             _ => Err(recovering(
@@ -473,6 +473,14 @@ impl Own {
     /// The state that [`look`](Self::look) and [`step`](Self::step) do not cover: a command of its own.
     pub(super) async fn ask(&self, command: &redis::Cmd) -> Result<redis::Value> {
         call(&self.link, command).await
+    }
+
+    /// A moment's pause, longer with every try and different for every process.
+    async fn step_aside(&self, draft: u32) {
+        let micros = u64::from(draft)
+            .saturating_mul(50)
+            .saturating_add(u64::from(self.place.server.random()));
+        tokio::time::sleep(Duration::from_micros(micros)).await;
     }
 }
 
@@ -488,15 +496,4 @@ fn recovering(place: &Place, what: &str) -> Error {
             place.shown
         ),
     )
-}
-
-/// A moment's pause, longer with every try and different for every process.
-async fn step_aside(draft: u32) {
-    let mut random = [0_u8; 1];
-    let _ = getrandom::fill(&mut random);
-    let [random] = random;
-    let micros = u64::from(draft)
-        .saturating_mul(50)
-        .saturating_add(u64::from(random));
-    tokio::time::sleep(Duration::from_micros(micros)).await;
 }

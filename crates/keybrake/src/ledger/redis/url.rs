@@ -1,10 +1,12 @@
 //! `redis://[user:password@]host[:port][/db]?ns=NAME&timeout_ms=N`, `rediss://` for TLS, `redis+unix:///path?ns=NAME`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use redis::IntoConnectionInfo as _;
 use redis::io::tcp::TcpSettings;
-use redis::{ConnectionInfo, IntoConnectionInfo as _};
 
+use super::server::{Network, Server};
 use crate::error::{Error, Result};
 
 /// Longest wait for an answer of the server before a call is refused, in milliseconds, unless the URL says otherwise.
@@ -14,7 +16,7 @@ const TIMEOUT_RANGE_MS: std::ops::RangeInclusive<u64> = 10..=60_000;
 /// Where a ledger is.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
-    pub(super) connection: ConnectionInfo,
+    pub(super) server: Arc<dyn Server>,
     pub(super) ns: Namespace,
     pub(super) timeout: Duration,
     /// The URL without user and password.
@@ -98,11 +100,15 @@ pub(super) fn parse(url: &str) -> Result<Place> {
         ))
     })?;
     let tcp = TcpSettings::default().set_nodelay(true);
+    let timeout = Duration::from_millis(timeout_ms);
     Ok(Place {
         shown: shown(address, namespace),
-        connection: connection.set_tcp_settings(tcp),
+        server: Arc::new(Network {
+            connection: connection.set_tcp_settings(tcp),
+            timeout,
+        }),
         ns: Namespace::new(namespace),
-        timeout: Duration::from_millis(timeout_ms),
+        timeout,
     })
 }
 

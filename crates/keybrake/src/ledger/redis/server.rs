@@ -1,0 +1,78 @@
+//! What the ledger asks of the world around it: a server to connect to, and what differs between two runs of the same
+//! program. The simulation has its own (`keybrake_testkit::sim`); everybody else has [`Network`].
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionInfo, RedisResult, Value};
+
+use crate::clock::{Clock as _, SystemClock};
+
+/// A server that can be connected to.
+#[async_trait]
+pub trait Server: Send + Sync + Debug {
+    /// Connects, within the ledger's timeout.
+    async fn connect(&self) -> RedisResult<Arc<dyn Connection>>;
+
+    /// Milliseconds on a clock that never jumps, for pauses between tries.
+    fn boot_ms(&self) -> i64;
+
+    /// A random number, for how long to step aside.
+    fn random(&self) -> u8;
+}
+
+/// A connection, shared by all tasks of a process.
+#[async_trait]
+pub trait Connection: Send + Sync + Debug {
+    /// Sends one command and waits for its answer, within the ledger's timeout.
+    async fn send(&self, command: &Cmd) -> RedisResult<Value>;
+}
+
+/// A server on a network.
+#[derive(Debug)]
+pub(super) struct Network {
+    pub(super) connection: ConnectionInfo,
+    pub(super) timeout: Duration,
+}
+
+#[async_trait]
+impl Server for Network {
+    async fn connect(&self) -> RedisResult<Arc<dyn Connection>> {
+        if matches!(self.connection.addr(), redis::ConnectionAddr::TcpTls { .. }) {
+            // Another library may have installed a provider already; either will do.
+            let _ = rustls::crypto::CryptoProvider::install_default(rustls::crypto::ring::default_provider());
+        }
+        let client = Client::open(self.connection.clone())?;
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.timeout))
+            .set_response_timeout(Some(self.timeout));
+        let connection = client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await?;
+        Ok(Arc::new(Multiplexed(connection)))
+    }
+
+    fn boot_ms(&self) -> i64 {
+        SystemClock.boot_ms()
+    }
+
+    fn random(&self) -> u8 {
+        let mut random = [0_u8; 1];
+        let _ = getrandom::fill(&mut random);
+        let [random] = random;
+        random
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Multiplexed(MultiplexedConnection);
+
+#[async_trait]
+impl Connection for Multiplexed {
+    async fn send(&self, command: &Cmd) -> RedisResult<Value> {
+        self.0.clone().send_packed_command(command).await
+    }
+}
