@@ -7,6 +7,7 @@ mod commands;
 mod context;
 mod failure;
 mod io;
+mod journal;
 mod show;
 
 use std::ffi::OsString;

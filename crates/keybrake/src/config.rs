@@ -120,12 +120,25 @@ pub fn ledger_of_file(path: &Path) -> Result<Option<String>> {
     }
 }
 
+/// Where outcomes wait for a ledger that cannot take them: `KEYBRAKE_JOURNAL_DIR`, else in the user's data directory;
+/// `None` when there is neither.
+pub fn journal_dir() -> Option<PathBuf> {
+    environment("KEYBRAKE_JOURNAL_DIR")
+        .map(PathBuf::from)
+        .or_else(|| data_dir().map(|data| data.join("journal")))
+}
+
 fn default_file() -> Result<PathBuf> {
-    let data = environment("XDG_DATA_HOME")
+    data_dir()
+        .map(|data| data.join("ledger.db"))
+        .ok_or_else(|| Error::config("there is no home directory for a ledger; set KEYBRAKE_LEDGER"))
+}
+
+fn data_dir() -> Option<PathBuf> {
+    environment("XDG_DATA_HOME")
         .map(PathBuf::from)
         .or_else(|| environment("HOME").map(|home| Path::new(&home).join(".local/share")))
-        .ok_or_else(|| Error::config("there is no home directory for a ledger; set KEYBRAKE_LEDGER"))?;
-    Ok(data.join("keybrake").join("ledger.db"))
+        .map(|data| data.join("keybrake"))
 }
 
 /// What kind of place this is, if it is one where a local file is not a shared ledger.

@@ -1,7 +1,7 @@
 //! Keybrake: spending limits for the API keys that agents hold, enforced before a call leaves the process.
 //!
 //! Read the modules in this order; each needs only those before it:
-//! `money, clock, error` → `request` → `policy` → `ledger` → `vendors` → `brake` → `client`.
+//! `money, clock, error` → `request` → `policy` → `ledger` → `vendors` → `journal` → `brake` → `client`.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects, clippy::as_conversions))]
 
@@ -21,6 +21,8 @@ pub mod config;
 pub mod idempotency;
 pub mod secret;
 pub mod token;
+
+pub mod journal;
 
 pub mod brake;
 

@@ -3,6 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use keybrake::journal::Contents;
 use keybrake::ledger::State;
 use keybrake::{config, vendors};
 use serde_json::json;
@@ -10,6 +11,7 @@ use serde_json::json;
 use crate::args::DoctorArgs;
 use crate::context::{Context, Open};
 use crate::failure::{Failure, Outcome, exit};
+use crate::journal;
 use crate::show::{count, span, time};
 
 /// How a check went.
@@ -48,6 +50,7 @@ pub(crate) async fn run(context: &mut Context<'_>, args: &DoctorArgs) -> Outcome
             if args.accept_clock {
                 open.ledger.accept_clock(Context::admin(&args.reason)).await?;
             }
+            waiting(&mut checks, &open).await;
             let read = ledger(&mut checks, &open).await;
             let trusted = clock(&mut checks, &open, context.clock.now_ms()).await;
             if let (Err(failure), Ok(())) = (&read, &trusted) {
@@ -60,6 +63,7 @@ pub(crate) async fn run(context: &mut Context<'_>, args: &DoctorArgs) -> Outcome
         Err(failure) => {
             let advice = "set KEYBRAKE_LEDGER or give --ledger, such as sqlite:/var/lib/keybrake/spend.db";
             checks.push(Check::new("ledger", Grade::Bad, failure.message, advice));
+            waiting_anywhere(&mut checks);
         }
     }
     for vendor in vendors::vendors() {
@@ -113,6 +117,65 @@ async fn ledger(checks: &mut Vec<Check>, open: &Open) -> Result<(), Failure> {
         ));
     }
     Ok(())
+}
+
+/// Delivers outcomes that the ledger could not take when they were known, and says what still waits.
+async fn waiting(checks: &mut Vec<Check>, open: &Open) {
+    let mut check = |grade, found: String, advice: &str| {
+        checks.push(Check::new("journal", grade, found, advice));
+    };
+    let (done, contents) = match journal::deliver(&*open.ledger).await {
+        Ok(Some(found)) => found,
+        Ok(None) => return,
+        Err(error) => return check(Grade::Bad, error.to_string(), ""),
+    };
+    let path = contents.path.display();
+    if done.delivered > 0 {
+        let outcomes = count(done.delivered.into(), "waiting outcome");
+        check(Grade::Good, format!("{outcomes} delivered to the ledger"), "");
+    }
+    if contents.waiting.is_empty() {
+        check(Grade::Good, "no outcome waits for the ledger".to_owned(), "");
+    } else {
+        let advice = done
+            .why
+            .unwrap_or_else(|| "another process is delivering them".to_owned());
+        check(Grade::Look, outcomes(&contents), &advice);
+    }
+    if !contents.set_aside.is_empty() {
+        let files = count(number(contents.set_aside.len()), "file");
+        let found = format!("{files} of outcomes set aside in {path}");
+        let advice =
+            "each line has its reason before it; the holds stand: keybrake reconcile, then remove the files";
+        check(Grade::Look, found, advice);
+    }
+}
+
+/// What waits for ledgers that cannot be asked.
+fn waiting_anywhere(checks: &mut Vec<Check>) {
+    match journal::all() {
+        Ok(all) => {
+            for contents in all.iter().filter(|contents| !contents.waiting.is_empty()) {
+                let advice = "they are delivered when their ledger is back";
+                checks.push(Check::new("journal", Grade::Look, outcomes(contents), advice));
+            }
+        }
+        Err(error) => checks.push(Check::new("journal", Grade::Bad, error.to_string(), "")),
+    }
+}
+
+fn outcomes(contents: &Contents) -> String {
+    let oldest_ms = contents.waiting.iter().map(|entry| entry.at_ms).min();
+    format!(
+        "{} in {}, since {}",
+        count(number(contents.waiting.len()), "waiting outcome"),
+        contents.path.display(),
+        time(oldest_ms.unwrap_or_default())
+    )
+}
+
+fn number(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
 }
 
 /// Whether the ledger trusts the machine's clock: with a clock that jumped, it refuses everything.

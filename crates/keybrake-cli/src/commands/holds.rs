@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::args::{HoldsCommand, ResolveArgs};
 use crate::context::Context;
 use crate::failure::{Failure, Outcome, exit};
+use crate::journal;
 use crate::show::{Rows, span, time, usd};
 
 pub(crate) async fn run(context: &mut Context<'_>, command: HoldsCommand) -> Outcome {
@@ -30,10 +31,12 @@ async fn list(context: &mut Context<'_>, run: Option<String>, limit: u32) -> Out
         })
         .await?;
     let now_ms = open.ledger.info().await?.now_ms;
+    let waiting = journal::waiting_calls(context, &*open.ledger).await?;
+    let waits = |hold: &Reservation| waiting.contains(&hold.facts.call_id);
     if context.json {
         let holds = holds
             .iter()
-            .map(|hold| hold_json(hold, now_ms))
+            .map(|hold| hold_json(hold, now_ms, waits(hold)))
             .collect::<Vec<_>>();
         context.answer(json!({"holds": holds}))?;
         return Ok(exit::OK);
@@ -60,7 +63,7 @@ async fn list(context: &mut Context<'_>, run: Option<String>, limit: u32) -> Out
             hold.state.as_str().to_owned(),
             usd(hold.held),
             format!("{} ago", span(now_ms.saturating_sub(hold.reserved_at_ms))),
-            reason(hold, now_ms),
+            reason(hold, now_ms, waits(hold)),
             hold.reply_facts
                 .vendor_object
                 .clone()
@@ -76,7 +79,10 @@ async fn list(context: &mut Context<'_>, run: Option<String>, limit: u32) -> Out
 }
 
 /// Why it still holds something.
-fn reason(hold: &Reservation, now_ms: i64) -> String {
+fn reason(hold: &Reservation, now_ms: i64, journaled: bool) -> String {
+    if journaled {
+        return "its outcome waits on this machine: keybrake doctor delivers it".to_owned();
+    }
     match hold.state {
         State::Held => format!(
             "in flight, unknown in {}",
@@ -90,11 +96,12 @@ fn reason(hold: &Reservation, now_ms: i64) -> String {
     }
 }
 
-fn hold_json(hold: &Reservation, now_ms: i64) -> Value {
+fn hold_json(hold: &Reservation, now_ms: i64, journaled: bool) -> Value {
     json!({
         "call_id": hold.facts.call_id, "run": hold.facts.run, "vendor": hold.facts.vendor,
         "operation": hold.facts.operation, "customer": hold.facts.customer, "livemode": hold.facts.livemode,
-        "state": hold.state.as_str(), "reason": reason(hold, now_ms), "held_usd": hold.held.to_string(),
+        "state": hold.state.as_str(), "reason": reason(hold, now_ms, journaled),
+        "journaled": journaled, "held_usd": hold.held.to_string(),
         "reserved_at": time_text(hold.reserved_at_ms), "not_after": time_text(hold.not_after_ms),
         "attempts": hold.attempts, "vendor_object": hold.reply_facts.vendor_object,
     })

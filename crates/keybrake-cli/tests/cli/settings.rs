@@ -80,9 +80,14 @@ fn the_exit_code_says_what_went_wrong() {
     let beyond = format!("sqlite:{}/ledger.db", place.path().join("policy.json").display());
     let missing = place.run(&["--ledger", &beyond, "stops"]);
     assert!(matches!(missing.code, 2 | 3), "{}{}", missing.code, missing.err);
-    let unsupported = place.run(&["--ledger", "redis://user:hunter2@127.0.0.1:1", "stops"]);
-    assert_eq!(unsupported.code, 2);
-    assert!(!unsupported.err.contains("hunter2"), "{}", unsupported.err);
+    for (url, code) in [
+        ("redis+cluster://user:hunter2@127.0.0.1:1", 2),
+        ("redis://user:hunter2@127.0.0.1:1", 3),
+    ] {
+        let refused = place.run(&["--ledger", url, "stops"]);
+        assert_eq!(refused.code, code, "{url}: {}", refused.err);
+        assert!(!refused.err.contains("hunter2"), "{}", refused.err);
+    }
     let garbage = place.file(
         "garbage.db",
         "this is no database, and was never one; it is long enough to be read as a header",

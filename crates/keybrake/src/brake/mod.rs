@@ -18,6 +18,7 @@ mod price;
 mod replay;
 mod settle;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -28,6 +29,7 @@ pub use permit::{CallRecord, Permit, Prepared, SendEnd, Settled};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::idempotency::Keys;
+use crate::journal::Journal;
 use crate::ledger::{Ask, CallFacts, Ledger, ReserveAnswer, ReserveRequest};
 use crate::policy::{Code, Denial};
 use crate::request::{Call, Refusal};
@@ -159,21 +161,49 @@ pub struct Brake {
     credentials: Credentials,
     limits: Limits,
     lookups: Lookups,
+    journal: Option<Arc<Journal>>,
 }
 
 impl Brake {
-    /// An engine over a ledger, with the secrets of this process.
+    /// An engine over a ledger, with the secrets of this process. What the ledger cannot take is kept where the
+    /// environment says (`KEYBRAKE_JOURNAL_DIR`, else the user's data directory).
     ///
     /// # Errors
-    /// `LedgerUnavailable` when the ledger does not answer.
+    /// `LedgerUnavailable` when the ledger does not answer; `Config` when that directory is not this user's alone.
     pub async fn new(
         ledger: Arc<dyn Ledger>,
         clock: Arc<dyn Clock>,
         credentials: Credentials,
         limits: Limits,
     ) -> Result<Self> {
+        let journal_dir = crate::config::journal_dir();
+        Self::with_journal(ledger, clock, credentials, limits, journal_dir.as_deref()).await
+    }
+
+    /// The same with the directory of the journal named. Delivers what waits there for this ledger.
+    ///
+    /// # Errors
+    /// As [`Brake::new`].
+    pub async fn with_journal(
+        ledger: Arc<dyn Ledger>,
+        clock: Arc<dyn Clock>,
+        credentials: Credentials,
+        limits: Limits,
+        journal_dir: Option<&Path>,
+    ) -> Result<Self> {
         let info = ledger.info().await?;
         let keys = Keys::new(ledger.secret())?;
+        let journal = match (journal_dir, ledger.namespace()) {
+            (Some(dir), Some(namespace)) => {
+                let journal = Journal::at(dir, &info.id, namespace)?;
+                journal.looked(clock.boot_ms());
+                if let Err(error) = journal.deliver(&*ledger).await {
+                    tracing::warn!(%error, "waiting outcomes cannot be delivered");
+                }
+                Some(Arc::new(journal))
+            }
+            _ => None,
+        };
         Ok(Self {
             ledger,
             clock,
@@ -183,12 +213,25 @@ impl Brake {
             credentials,
             limits,
             lookups: Lookups::default(),
+            journal,
         })
     }
 
     /// The ledger it decides by.
     pub fn ledger(&self) -> &Arc<dyn Ledger> {
         &self.ledger
+    }
+
+    /// Where outcomes wait that the ledger could not take; `None` when it needs none, or there is no directory for it.
+    pub const fn journal(&self) -> Option<&Arc<Journal>> {
+        self.journal.as_ref()
+    }
+
+    /// The ledger answered: what waits for it may go.
+    fn in_contact(&self) {
+        if let Some(journal) = &self.journal {
+            journal.contact(&self.ledger, self.clock.boot_ms());
+        }
     }
 
     /// Its clock.
@@ -260,7 +303,11 @@ impl Brake {
                 } => (self.request(&job, Ask::Lookup, identity), Some((lookup, purpose))),
                 Stage::Unreachable(denial) => return Ok(self.refused(&job, *denial)),
             };
-            match self.ledger.reserve(request).await {
+            let answer = self.ledger.reserve(request).await;
+            if answer.is_ok() {
+                self.in_contact();
+            }
+            match answer {
                 Ok(ReserveAnswer::Granted(grant)) => return self.permit(job, *grant),
                 Ok(ReserveAnswer::Denied(denial)) => return Ok(self.refused(&job, *denial)),
                 Ok(ReserveAnswer::Replay(reservation)) => return Ok(self.replayed(&job, &reservation)),

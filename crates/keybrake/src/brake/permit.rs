@@ -97,7 +97,10 @@ pub struct CallRecord {
     pub status_code: Option<u16>,
     /// The tightest budget afterwards.
     pub tightest: Option<BudgetView>,
-    /// Whether the outcome could not be recorded; the hold stands until it is reconciled.
+    /// Whether the ledger could not take the outcome, and it waits in the journal of this machine to be delivered; the hold
+    /// stands until then.
+    pub journaled: bool,
+    /// Whether the outcome could be recorded nowhere; the hold stands until it is reconciled.
     pub unrecorded: bool,
 }
 
@@ -259,6 +262,7 @@ impl CallRecord {
             replayed: false,
             status_code: None,
             tightest: None,
+            journaled: false,
             unrecorded: false,
         }
     }

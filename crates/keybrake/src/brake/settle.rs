@@ -5,7 +5,7 @@ use super::keys::CachedKey;
 use super::permit::{CallRecord, Permit, SendEnd, Settled, known_vendor};
 use super::price::{object_name, to_usd};
 use super::replay::{self, Binding};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::ledger::{
     CostSource, ObjectState, Proof, ReplyFacts, Reservation, SettleAnswer, Settlement, State,
 };
@@ -18,8 +18,9 @@ const FINAL_AFTER_MS: i64 = 35 * 24 * 60 * 60 * 1_000;
 impl Brake {
     /// Records what became of an attempt. The caller gets its answer only afterwards.
     ///
-    /// A ledger that cannot record it does not lose it: the hold stands, counted, until it is reconciled, and
-    /// the record says `unrecorded`.
+    /// A ledger that cannot record it does not lose it: it is written to the journal of this machine first, to be
+    /// delivered later, and the record says `journaled`. If that cannot be done either, the hold stands, counted, until it
+    /// is reconciled, and the record says `unrecorded`.
     ///
     /// # Errors
     /// `Internal` for defects only; the vendor's answer is then in the log of the vendor alone.
@@ -32,16 +33,17 @@ impl Brake {
         let (settlement, reply) = self.settlement(&permit, vendor, end);
         record.status_code = settlement.facts.status_code;
         record.replayed = settlement.facts.replayed;
-        match self.record(settlement).await {
+        match self.record(&settlement).await {
             Ok(answer) => {
+                self.in_contact();
                 record.cost = answer.used;
                 record.held = answer.held;
                 record.state = Some(answer.state);
                 record.tightest = answer.tightest;
             }
             Err(error) => {
-                tracing::error!(call_id = %record.call_id, %error, "an outcome could not be recorded; its hold stands");
-                record.unrecorded = true;
+                record.journaled = self.keep(settlement, &error).await;
+                record.unrecorded = !record.journaled;
                 record.held = permit.grant.amount;
             }
         }
@@ -121,7 +123,7 @@ impl Brake {
     }
 
     /// Tries a few times: repeating a settlement is harmless.
-    async fn record(&self, settlement: Settlement) -> Result<SettleAnswer> {
+    async fn record(&self, settlement: &Settlement) -> Result<SettleAnswer> {
         let mut last = self.ledger().settle(settlement.clone()).await;
         for _ in 0..2 {
             match last {
@@ -137,6 +139,27 @@ impl Brake {
             }
         }
         last
+    }
+
+    /// Writes an outcome that the ledger did not take to the journal; answers whether it is safe there.
+    async fn keep(&self, settlement: Settlement, error: &Error) -> bool {
+        let call_id = settlement.call_id.clone();
+        // What a ledger refuses for good, it would refuse again.
+        let refused = matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Internal);
+        let Some(journal) = self.journal().filter(|_| !refused) else {
+            tracing::error!(%call_id, %error, "an outcome could not be recorded; its hold stands");
+            return false;
+        };
+        match journal.append(settlement, self.clock().now_ms()).await {
+            Ok(()) => {
+                tracing::warn!(%call_id, %error, "an outcome waits in the journal for the ledger; its hold stands until then");
+                true
+            }
+            Err(journal) => {
+                tracing::error!(%call_id, %error, %journal, "an outcome could be recorded nowhere; its hold stands");
+                false
+            }
+        }
     }
 
     fn settlement(

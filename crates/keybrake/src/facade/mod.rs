@@ -5,6 +5,7 @@ mod reconcile;
 mod run;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use issue::{IssueBuilder, IssuedKey, OpenBuilder};
@@ -17,6 +18,7 @@ use crate::client::Shell;
 use crate::clock::{Clock, SystemClock};
 use crate::config;
 use crate::error::Result;
+use crate::journal::Delivery;
 use crate::ledger::{
     AdminNote, BudgetDef, BudgetUsage, HoldFilter, Ledger, Reservation, Scope, Stop, StopAnswer, StopScope,
 };
@@ -38,6 +40,7 @@ pub struct Builder {
     base_urls: BTreeMap<String, String>,
     clock: Option<Arc<dyn Clock>>,
     limits: Limits,
+    journal_dir: Option<PathBuf>,
 }
 
 impl Keybrake {
@@ -160,11 +163,27 @@ impl Keybrake {
         self.ledger().budgets(scope).await
     }
 
-    /// Writes down what is still lazy and waits for it.
+    /// Delivers outcomes that wait on this machine for the ledger, of this process and of others. It happens by itself
+    /// when the ledger is opened and when calls reach it again.
+    ///
+    /// # Errors
+    /// `Config` when the journal cannot be read or is not this user's alone. A ledger that cannot be reached leaves
+    /// them waiting.
+    pub async fn deliver_outcomes(&self) -> Result<Delivery> {
+        match self.brake().journal() {
+            Some(journal) => journal.deliver(&**self.ledger()).await,
+            None => Ok(Delivery::default()),
+        }
+    }
+
+    /// Writes down what is still lazy, delivers outcomes that wait, and waits for it.
     ///
     /// # Errors
     /// `LedgerUnavailable`.
     pub async fn flush(&self) -> Result<()> {
+        if let Err(error) = self.deliver_outcomes().await {
+            tracing::warn!(%error, "waiting outcomes cannot be delivered");
+        }
         self.ledger().flush().await
     }
 }
@@ -219,6 +238,14 @@ impl Builder {
         self
     }
 
+    /// Where outcomes wait for a ledger that cannot take them, instead of `KEYBRAKE_JOURNAL_DIR` or the user's data
+    /// directory. It is made, for its owner alone, when it is needed.
+    #[must_use]
+    pub fn journal_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.journal_dir = Some(dir.into());
+        self
+    }
+
     /// Opens the ledger and makes the engine.
     ///
     /// # Errors
@@ -243,7 +270,9 @@ impl Builder {
             None => crate::ledger::open(&config::ledger_url(self.ledger.as_deref())?, Arc::clone(&clock))?,
         };
         let credentials = Credentials::new(secrets, base_urls)?;
-        let brake = Brake::new(ledger, clock, credentials, self.limits).await?;
+        let journal_dir = self.journal_dir.or_else(config::journal_dir);
+        let brake =
+            Brake::with_journal(ledger, clock, credentials, self.limits, journal_dir.as_deref()).await?;
         Ok(Keybrake {
             shell: Arc::new(Shell::new(Arc::new(brake))),
         })

@@ -58,6 +58,8 @@ impl Keybrake {
         filter: HoldFilter,
         progress: impl Fn(usize, usize),
     ) -> Result<Vec<Reconciled>> {
+        // What is known on this machine need not be asked of a vendor.
+        self.deliver_outcomes().await?;
         let mut holds = self.holds(filter.clone()).await?;
         if filter.state.is_none() {
             let state = Some(State::Provisional);

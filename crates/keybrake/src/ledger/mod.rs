@@ -72,6 +72,12 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
         true
     }
 
+    /// The name of its part of the store; `None` for a ledger that ends with its process, so that an outcome which it
+    /// could not take is nobody's any more.
+    fn namespace(&self) -> Option<&str> {
+        None
+    }
+
     /// Opens by hand a ledger whose server has just started, when no process that saw its last state is left to do it.
     /// Answers whether it was closed. Ledgers that cannot be in that state are always open.
     async fn open_by_hand(&self, admin: AdminNote) -> Result<bool> {

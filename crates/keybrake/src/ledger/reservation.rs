@@ -124,7 +124,7 @@ pub struct ReplyFacts {
 }
 
 /// What became of one attempt.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settlement {
     /// The reservation.
     pub call_id: String,
@@ -135,6 +135,11 @@ pub struct Settlement {
     /// The tracked object's state, if the reply gave one.
     pub object: Option<ObjectState>,
     /// The reply to record for replays, already stripped and encrypted; `None` keeps what is there.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        with = "super::shared::option_base64"
+    )]
     pub reply: Option<Vec<u8>>,
     /// For the audit.
     pub facts: ReplyFacts,

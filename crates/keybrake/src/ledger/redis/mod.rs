@@ -224,6 +224,10 @@ impl Ledger for RedisLedger {
         &self.secret
     }
 
+    fn namespace(&self) -> Option<&str> {
+        Some(self.place.ns.name())
+    }
+
     fn records_replies(&self) -> bool {
         !self.secret_in_ledger
     }

@@ -26,6 +26,7 @@ pub(super) struct Place {
 /// A namespace: all of its keys are in one slot of a cluster.
 #[derive(Clone, Debug)]
 pub(super) struct Namespace {
+    name: String,
     places: [String; 10],
     prefix: String,
 }
@@ -35,6 +36,7 @@ impl Namespace {
         let prefix = format!("kb:{{{name}}}:");
         let place = |name: &str| format!("{prefix}{name}");
         Self {
+            name: name.to_owned(),
             // The order of `places` in library.lua.
             places: [
                 place("meta"),
@@ -50,6 +52,11 @@ impl Namespace {
             ],
             prefix,
         }
+    }
+
+    /// As the URL names it.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     pub(super) const fn places(&self) -> &[String; 10] {

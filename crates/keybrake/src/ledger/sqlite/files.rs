@@ -226,7 +226,7 @@ pub(super) fn create_new(path: &Path) -> Result<File> {
 }
 
 /// Refuses a file that is not a plain file of ours, for us alone.
-pub(super) fn check_file(path: &Path, metadata: &Metadata) -> Result<()> {
+pub(crate) fn check_file(path: &Path, metadata: &Metadata) -> Result<()> {
     let shown = path.display();
     if !metadata.is_file() {
         return Err(Error::config(format!("{shown} is not a plain file")));

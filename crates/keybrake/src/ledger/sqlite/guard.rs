@@ -251,7 +251,7 @@ fn cannot_lock(path: &Path, error: std::io::Error) -> Error {
 }
 
 /// Whether the open file is the one that has this name now.
-pub(super) fn same_file(file: &File, path: &Path) -> bool {
+pub(crate) fn same_file(file: &File, path: &Path) -> bool {
     let (Ok(open), Ok(named)) = (file.metadata(), path.symlink_metadata()) else {
         return false;
     };

@@ -26,7 +26,9 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 
+pub(crate) use files::check_file;
 pub use files::{Disk, FileSystem, SystemDisk};
+pub(crate) use guard::same_file;
 
 use self::engine::Engine;
 use self::files::Files;
@@ -241,6 +243,10 @@ impl Ledger for SqliteLedger {
 
     fn secret(&self) -> &LedgerSecret {
         &self.secret
+    }
+
+    fn namespace(&self) -> Option<&str> {
+        Some(&self.namespace)
     }
 
     async fn issue_key(&self, issue: IssueKey) -> Result<KeyRecord> {
