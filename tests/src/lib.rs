@@ -1,6 +1,7 @@
 //! Cross-crate tests live in `tests/`; what they share with their helper programs is here.
 
 pub mod books;
+pub mod fleet;
 pub mod processes;
 pub mod world;
 

@@ -1,9 +1,10 @@
-//! A process that works on a ledger file until it is done or killed, for tests with several processes.
+//! A process that works on a ledger until it is done or killed, for tests with several processes.
 //!
-//! `ledger_worker FILE KEY spend N AMOUNT` reserves and settles N calls; `... reserve N AMOUNT` reserves only;
-//! `... state STATE AMOUNT` brings one call into a state and waits to be killed. `... foreign` is not ours: it opens the
+//! `ledger_worker LEDGER KEY spend N AMOUNT [TASKS]` reserves and settles N calls in each of TASKS tasks; `... reserve N
+//! AMOUNT [TASKS]` reserves only; `... endure N AMOUNT [TASKS]` is `spend` that goes on after an error. LEDGER is a file
+//! or a URL. `... state STATE AMOUNT` brings one call into a state and waits to be killed. `... foreign` is not ours: it opens the
 //! database with plain SQLite, counts its events and closes it. Each answer is one line: `granted ID`, `denied CODE`,
-//! `settled ID`, `state STATE`, `events N`, and at the end `longest MICROSECONDS`.
+//! `settled ID`, `error MESSAGE`, `state STATE`, `events N`, and at the end `longest MICROSECONDS`.
 #![expect(
     clippy::disallowed_methods,
     reason = "a program for tests, which measures real time"
@@ -13,10 +14,12 @@ use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use keybrake::ledger::redis::RedisLedger;
 use keybrake::ledger::sqlite::{DEFAULT_NAMESPACE, SqliteLedger, SqliteOptions};
-use keybrake::ledger::{Ledger, Proof, State};
+use keybrake::ledger::{KeyRecord, Ledger, Proof, State};
 use keybrake::{SystemClock, Usd};
 use keybrake_tests::books;
+use tokio::task::JoinSet;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
@@ -28,20 +31,48 @@ async fn main() -> anyhow::Result<()> {
         drop(database);
         return say(&format!("events {events}"));
     }
-    let options = SqliteOptions {
-        wait_ms: 30_000,
-        ..SqliteOptions::default()
-    };
-    let ledger = SqliteLedger::open(text(0), DEFAULT_NAMESPACE, Arc::new(SystemClock), options)?;
+    let ledger = open(text(0))?;
     if text(2) == "state" {
-        let state = reach(&ledger, text(1), text(3), text(4).parse()?).await?;
+        let state = reach(&*ledger, text(1), text(3), text(4).parse()?).await?;
         say(&format!("state {state}"))?;
         std::io::stdin().read_to_end(&mut Vec::new())?;
         return Ok(());
     }
-    let (count, amount): (u32, i64) = (text(3).parse()?, text(4).parse()?);
-    let longest = work(&ledger, text(1), (text(2) == "spend", count, amount)).await?;
+    let key = books::key(&*ledger, text(1), &[]).await?;
+    let task = Task {
+        ledger,
+        key,
+        settles: text(2) != "reserve",
+        endures: text(2) == "endure",
+        count: text(3).parse()?,
+        amount: text(4).parse()?,
+    };
+    let tasks: u32 = if text(5).is_empty() { 1 } else { text(5).parse()? };
+    let mut working = JoinSet::new();
+    for number in 0..tasks {
+        working.spawn(task.clone().work(number));
+    }
+    let mut longest = Duration::ZERO;
+    while let Some(done) = working.join_next().await {
+        longest = longest.max(done??);
+    }
     say(&format!("longest {}", longest.as_micros()))
+}
+
+fn open(ledger: &str) -> anyhow::Result<Arc<dyn Ledger>> {
+    if ledger.contains("://") {
+        return Ok(Arc::new(RedisLedger::open(ledger, Arc::new(SystemClock), None)?));
+    }
+    let options = SqliteOptions {
+        wait_ms: 30_000,
+        ..SqliteOptions::default()
+    };
+    Ok(Arc::new(SqliteLedger::open(
+        ledger,
+        DEFAULT_NAMESPACE,
+        Arc::new(SystemClock),
+        options,
+    )?))
 }
 
 /// Brings the call that is named after a state into it.
@@ -66,28 +97,50 @@ async fn reach(ledger: &dyn Ledger, key: &str, state: &str, amount: i64) -> anyh
     Ok(answer.state.as_str())
 }
 
-async fn work(ledger: &dyn Ledger, key: &str, what: (bool, u32, i64)) -> anyhow::Result<Duration> {
-    let (settles, count, amount) = what;
-    let key = books::key(ledger, key, &[]).await?;
-    let mut longest = Duration::ZERO;
-    for number in 1..=count {
-        let call_id = format!("call-{}-{number}", std::process::id());
-        let started = Instant::now();
-        let answer = books::reserve(ledger, books::call(&key, &call_id, amount)).await?;
-        longest = longest.max(started.elapsed());
-        match answer {
-            Ok(_) => say(&format!("granted {call_id}"))?,
-            Err(code) => {
-                say(&format!("denied {code}"))?;
-                continue;
+/// What each task does.
+#[derive(Clone)]
+struct Task {
+    ledger: Arc<dyn Ledger>,
+    key: KeyRecord,
+    settles: bool,
+    endures: bool,
+    count: u32,
+    amount: i64,
+}
+
+impl Task {
+    /// Makes its calls; answers the longest that a reserve took.
+    async fn work(self, task: u32) -> anyhow::Result<Duration> {
+        let mut longest = Duration::ZERO;
+        for number in 1..=self.count {
+            let call_id = format!("call-{}-{task}-{number}", std::process::id());
+            let started = Instant::now();
+            let done = self.call(&call_id, started, &mut longest).await;
+            match done {
+                Err(error) if self.endures => {
+                    say(&format!("error {error}"))?;
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                done => done?,
             }
         }
-        if settles {
-            ledger.settle(books::charged(&call_id, amount)).await?;
+        Ok(longest)
+    }
+
+    async fn call(&self, call_id: &str, started: Instant, longest: &mut Duration) -> anyhow::Result<()> {
+        let request = books::call(&self.key, call_id, self.amount);
+        let answer = books::reserve(&*self.ledger, request).await?;
+        *longest = (*longest).max(started.elapsed());
+        match answer {
+            Ok(_) => say(&format!("granted {call_id}"))?,
+            Err(code) => return say(&format!("denied {code}")),
+        }
+        if self.settles {
+            self.ledger.settle(books::charged(call_id, self.amount)).await?;
             say(&format!("settled {call_id}"))?;
         }
+        Ok(())
     }
-    Ok(longest)
 }
 
 fn say(line: &str) -> anyhow::Result<()> {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hashlink::LruCache;
+use redis::Cmd;
 
 use super::records::{self, Record};
 use crate::error::{Error, Result};
@@ -25,13 +26,6 @@ pub(super) struct Copy {
     pub(super) record: Record,
 }
 
-/// Whether the server compared what this process has seen with what it holds, before it answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
-    Compared,
-    NotCompared,
-}
-
 /// How the ledger stood at an answer.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Standing {
@@ -41,8 +35,29 @@ pub(super) struct Standing {
     pub(super) groups_version: u64,
     pub(super) stops_version: u64,
     pub(super) last_seq: u64,
-    /// Counts the restarts of the server.
-    pub(super) epoch: u64,
+    pub(super) open: bool,
+    /// How often it was opened by hand.
+    pub(super) by_hand: u64,
+    /// The server's run in which it was opened: the first 12 digits of its id.
+    pub(super) run: u64,
+}
+
+/// What is remembered of the ledger's log, for the server to compare with what it holds: `behind` in library.lua.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Known {
+    pub(super) by_hand: u64,
+    pub(super) run: u64,
+    pub(super) last_seq: u64,
+}
+
+impl Known {
+    /// As it is sent.
+    pub(super) fn put(self, command: &mut Cmd) {
+        command
+            .arg(self.by_hand)
+            .arg(format!("{:012x}", self.run))
+            .arg(self.last_seq);
+    }
 }
 
 #[derive(Debug)]
@@ -53,6 +68,8 @@ pub(super) struct Copies {
     pub(super) stops: Option<Arc<BTreeMap<StopScope, Stop>>>,
     /// The last answer's, and this machine's boot clock then.
     standing: Option<(Standing, i64)>,
+    /// Of what an open ledger answered, the most events.
+    known: Option<Known>,
     /// Set when the server's clock jumped, until a person accepts it: by how much, in milliseconds.
     jumped_ms: Option<i64>,
     /// The ledger's time when a person last accepted the clock.
@@ -67,6 +84,7 @@ impl Default for Copies {
             holders: LruCache::new(COUNTERS),
             stops: None,
             standing: None,
+            known: None,
             jumped_ms: None,
             accepted_ms: None,
         }
@@ -121,10 +139,7 @@ impl Copies {
 
     /// Takes over how the ledger stands, and looks whether its clock kept pace with this machine's boot clock, which
     /// never jumps.
-    ///
-    /// Only an answer to a commit, which compared what this process had `seen` with what is there, takes it into
-    /// another epoch; until then it knows what it knew.
-    pub(super) fn stand(&mut self, standing: Standing, boot_ms: i64, seen: Seen) {
+    pub(super) fn stand(&mut self, standing: Standing, boot_ms: i64) {
         if let Some((before, before_boot_ms)) = &mut self.standing {
             if standing.stops_version != before.stops_version {
                 self.stops = None;
@@ -144,20 +159,33 @@ impl Copies {
             }
         }
         self.jumped_ms = None;
-        // Answers may be read in another order than they were given.
-        let (last_seq, epoch) = match self.standing {
-            Some((before, _)) if before.epoch == standing.epoch => {
-                (before.last_seq.max(standing.last_seq), before.epoch)
-            }
-            Some((before, _)) if seen == Seen::NotCompared => (before.last_seq, before.epoch),
-            _ => (standing.last_seq, standing.epoch),
-        };
-        let standing = Standing {
-            last_seq,
-            epoch,
-            ..standing
-        };
         self.standing = Some((standing, boot_ms));
+    }
+
+    /// What this process remembers of the log.
+    pub(super) const fn known(&self) -> Option<Known> {
+        self.known
+    }
+
+    /// Takes note of how many events there are. Only an answer before which the server `compared` them with what this
+    /// process knew takes it into another run; and what a closed ledger holds is no memory of its last state.
+    pub(super) fn know(&mut self, standing: &Standing, compared: bool) {
+        if !standing.open {
+            return;
+        }
+        let now = Known {
+            by_hand: standing.by_hand,
+            run: standing.run,
+            last_seq: standing.last_seq,
+        };
+        match &mut self.known {
+            // Answers may be read in another order than they were given.
+            Some(known) if (known.by_hand, known.run) == (now.by_hand, now.run) => {
+                known.last_seq = known.last_seq.max(now.last_seq);
+            }
+            Some(_) if !compared => {}
+            known => *known = Some(now),
+        }
     }
 
     /// Whether the server's clock could not be trusted at the last answer.

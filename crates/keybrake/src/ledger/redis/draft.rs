@@ -784,6 +784,16 @@ impl Draft<'_> {
         });
     }
 
+    /// Leaves a mark if the step writes anything, and rests on it not having been left yet: the step runs once.
+    pub(super) fn mark(&mut self, name: &str) {
+        self.entries.push(Entry {
+            name: name.to_owned(),
+            seen: Arc::from(""),
+            record: Record::Mark,
+            changed: !self.log.is_empty(),
+        });
+    }
+
     /// Leaves only what the step rests on: it failed, and the commit confirms why.
     pub(super) fn write_nothing(&mut self) {
         self.log.clear();

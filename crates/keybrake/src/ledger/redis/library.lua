@@ -27,7 +27,7 @@ local PLACES = 10
 
 -- Ledger time: never back. A test's ledger stands still at `fixed`.
 local function ledger(p)
-  local m = redis.call('HMGET', p.meta, 'seq', 'seen', 'gv', 'sv', 'fixed', 'epoch')
+  local m = redis.call('HMGET', p.meta, 'seq', 'seen', 'gv', 'sv', 'fixed', 'id', 'lost', 'hand', 'run', 'from')
   local now
   if m[5] then
     now = tonumber(m[5])
@@ -38,11 +38,14 @@ local function ledger(p)
   local seen = tonumber(m[2]) or 0
   if seen > now then now = seen end
   return { seq = tonumber(m[1]) or 0, now = now, seen = seen, gv = m[3] or '0', sv = m[4] or '0',
-           fixed = m[5] and true or false, epoch = tonumber(m[6]) or 0 }
+           fixed = m[5] and true or false, id = m[6] or '', hand = tonumber(m[8]) or 0,
+           run = string.sub(m[9] or '', 1, 12), from = tonumber(m[10]) or 0,
+           open = opened[p.meta] and m[6] and not m[7] }
 end
 
 local function standing(l)
-  return { whole(l.now), l.fixed and '1' or '0', l.gv, l.sv, whole(l.seq), whole(l.epoch) }
+  return { whole(l.now), l.fixed and '1' or '0', l.gv, l.sv, whole(l.seq), l.open and '1' or '0',
+           whole(l.hand), l.run }
 end
 
 local function split(value)
@@ -112,15 +115,24 @@ local function overdue(p, now, dealt, count)
   return {}
 end
 
--- Whether events up to number `known`, seen in an epoch, are missing here. Every restart of the server begins an epoch,
--- with the number of the last event that was there then.
-local function behind(p, l, known, known_epoch)
-  if l.seq < known then return true end
-  for epoch = known_epoch + 1, l.epoch do
-    local base = tonumber(redis.call('HGET', p.meta, 'base:' .. whole(epoch)) or '0')
-    if base < known then return true end
-  end
-  return false
+-- What a client remembers of the ledger: how often it had been opened by hand, in which run of the server it was, and
+-- how many events there were.
+local function memory(r)
+  return { hand = r.number(), run = r.text(), seq = r.number() }
+end
+
+-- Whether events are missing here that a client has seen. In one run of the server the log only grows; what a later run
+-- began with must have been all of it. Whoever opened the ledger by hand has accepted what was missing then.
+local function behind(l, known)
+  if l.hand ~= known.hand then return l.hand < known.hand end
+  local kept = l.from
+  if l.run == known.run then kept = l.seq end
+  return kept < known.seq
+end
+
+-- Closes the ledger, in every version of the functions, until a person opens it.
+local function close(p, known)
+  redis.call('HSET', p.meta, 'lost', whole(known.seq))
 end
 
 -- KEYS: places, then the records that are keys of their own.
@@ -131,14 +143,12 @@ local function commit(keys, argv)
   local l = ledger(p)
   local guessed, slack, from, upto = r.number(), r.number(), r.number(), r.number()
   local gv, sv, looks_at_deadlines = r.text(), r.text(), r.text()
-  local known, known_epoch = r.number(), r.number()
-  if not opened[p.meta] then return { 'closed', standing(l) } end
+  local id, known = r.text(), memory(r)
+  if not l.open or id ~= l.id then return { 'closed', standing(l) } end
   -- The client has seen events that are not here: this is older data. Nobody writes on it until that is resolved.
-  if behind(p, l, known, known_epoch) then
-    opened[p.meta] = nil
-    redis.call('HDEL', p.meta, 'run')
-    redis.call('HSET', p.meta, 'behind', whole(known))
-    return { 'behind', standing(l) }
+  if behind(l, known) then
+    close(p, known)
+    return { 'closed', standing(l) }
   end
 
   local fields, expected_fields = {}, {}
@@ -253,6 +263,7 @@ local function commit(keys, argv)
   if #new_stops > 0 then meta[#meta + 1] = 'sv'; meta[#meta + 1] = whole(tonumber(l.sv) + 1) end
   if #meta > 0 then redis.call('HSET', p.meta, unpack(meta)) end
   if more_open ~= 0 then redis.call('HINCRBY', p.meta, 'open', whole(more_open)) end
+  l.seq = l.seq + #log
   return { 'done', standing(l), values }
 end
 
@@ -303,7 +314,8 @@ end
 -- The ledger's own record, and whether it is open.
 local function about(keys)
   local p = places(keys)
-  return { opened[p.meta] and '1' or '0', redis.call('HGETALL', p.meta), standing(ledger(p)) }
+  local l = ledger(p)
+  return { l.open and '1' or '0', redis.call('HGETALL', p.meta), standing(l) }
 end
 
 -- Makes a ledger where there is none: ARGV are names and values of its own record. An existing one stays as it is.
@@ -316,21 +328,26 @@ local function create(keys, argv)
   return about(keys)
 end
 
--- Opens a ledger. ARGV: the server's run id, which is written down, and why: 'same' for a server that has not
--- restarted, 'witness' when nothing that the caller has seen is missing, 'person' when a person takes what is there.
+-- Opens a ledger. ARGV: the ledger's id; the server's run id, which is written down with the number of the last event;
+-- why: 'same' for a server that has not restarted, 'witness' for a client that saw the last state, 'person' when a
+-- person takes what is there; and what the client remembers.
 local function open(keys, argv)
   local p = places(keys)
-  if argv[2] == 'person' then
-    redis.call('HDEL', p.meta, 'behind')
-  elseif redis.call('HEXISTS', p.meta, 'behind') == 1 then
-    return about(keys) -- somebody has seen more than is here
+  local l = ledger(p)
+  local r = reader(argv)
+  local id, run, why, known = r.text(), r.text(), r.text(), memory(r)
+  if id ~= l.id then return about(keys) end
+  local lost, before = unpack(redis.call('HMGET', p.meta, 'lost', 'run'))
+  if why == 'person' then
+    redis.call('HDEL', p.meta, 'lost')
+    redis.call('HINCRBY', p.meta, 'hand', '1')
+  elseif lost then
+    return about(keys)
+  elseif why == 'witness' and behind(l, known) then
+    close(p, known)
+    return about(keys)
   end
-  if argv[2] ~= 'same' and not opened[p.meta] then
-    local epoch = redis.call('HINCRBY', p.meta, 'epoch', '1')
-    local base = argv[2] == 'person' and whole(MAX) or redis.call('HGET', p.meta, 'seq') or '0'
-    redis.call('HSET', p.meta, 'base:' .. whole(epoch), base)
-  end
-  redis.call('HSET', p.meta, 'run', argv[1])
+  if why == 'person' or before ~= run then redis.call('HSET', p.meta, 'run', run, 'from', whole(l.seq)) end
   opened[p.meta] = true
   return about(keys)
 end

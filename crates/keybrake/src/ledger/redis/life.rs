@@ -2,9 +2,10 @@
 //! the ledger is open.
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
-use redis::Value;
+use redis::{Cmd, Value};
 use sha2::Sha256;
 
+use super::copies::Known;
 use super::link::{ask, with_library};
 use super::server::Connection;
 use super::url::Place;
@@ -36,7 +37,7 @@ pub(super) struct About {
 }
 
 impl About {
-    fn read(value: Value) -> Result<Self> {
+    pub(super) fn read(value: Value) -> Result<Self> {
         let mut parts = Parts::of(value)?;
         Ok(Self {
             open: parts.text()? == "1",
@@ -51,21 +52,12 @@ impl About {
             .map(|(_, value)| value.as_str())
     }
 
-    pub(super) const fn exists(&self) -> bool {
-        !self.fields.is_empty()
-    }
-
-    /// Whether events up to number `seen`, seen in an epoch, are missing: see `behind` in library.lua.
-    pub(super) fn lacks(&self, seen: u64, epoch: u64) -> bool {
-        let later = epoch.saturating_add(1)..=self.number("epoch");
-        self.number("seq") < seen
-            || later
-                .into_iter()
-                .any(|later| self.number(&format!("base:{later}")) < seen)
-    }
-
     pub(super) fn number(&self, name: &str) -> u64 {
         self.field(name).and_then(|value| value.parse().ok()).unwrap_or(0)
+    }
+
+    pub(super) const fn exists(&self) -> bool {
+        !self.fields.is_empty()
     }
 }
 
@@ -73,10 +65,13 @@ impl About {
 pub(super) async fn greet(connection: &dyn Connection, place: &Place) -> Result<About> {
     let server = server(connection, place).await?;
     check_eviction(connection, place).await?;
+    check_role(connection, place).await?;
     let about = About::read(with_library(connection, place, &function("about", &place.ns, &[])).await?)?;
     if about.exists() && !about.open && about.field("run") == Some(server.run_id.as_str()) {
         // The server has not started since: only this version of the functions is new to it.
-        return open(connection, place, Why::Same).await;
+        let id = about.field("id").unwrap_or_default();
+        let command = opening(place, id, &server.run_id, (Why::Same, Known::default()));
+        return About::read(ask(connection, place, &command).await?);
     }
     Ok(about)
 }
@@ -86,22 +81,22 @@ pub(super) async fn greet(connection: &dyn Connection, place: &Place) -> Result<
 pub(super) enum Why {
     /// The server has not restarted; only this version of the functions is new to it.
     Same,
-    /// Nothing that this process has seen is missing.
+    /// This process saw its last state; the server looks whether that is there.
     Witness,
     /// A person takes what is there.
     Person,
 }
 
-/// Opens a ledger on a server as it runs now.
-pub(super) async fn open(connection: &dyn Connection, place: &Place, why: Why) -> Result<About> {
-    let server = server(connection, place).await?;
+/// The command that opens a ledger on a server as it runs now.
+pub(super) fn opening(place: &Place, id: &str, run_id: &str, (why, known): (Why, Known)) -> Cmd {
     let mut command = function("open", &place.ns, &[]);
-    command.arg(&server.run_id).arg(match why {
+    command.arg(id).arg(run_id).arg(match why {
         Why::Same => "same",
         Why::Witness => "witness",
         Why::Person => "person",
     });
-    About::read(ask(connection, place, &command).await?)
+    known.put(&mut command);
+    command
 }
 
 /// The ledger of this namespace, made if there is none.
@@ -174,14 +169,17 @@ struct Server {
     run_id: String,
 }
 
+/// A field of what `INFO` answers.
+pub(super) fn field<'a>(info: &'a str, name: &str) -> &'a str {
+    info.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .unwrap_or_default()
+}
+
 /// Version and run id of the server.
 async fn server(connection: &dyn Connection, place: &Place) -> Result<Server> {
     let info = text(ask(connection, place, redis::cmd("INFO").arg("server")).await?)?;
-    let field = |name: &str| {
-        info.lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-    };
-    let version = field("redis_version").unwrap_or_default();
+    let version = field(&info, "redis_version");
     let major: u32 = version
         .split('.')
         .next()
@@ -194,28 +192,39 @@ async fn server(connection: &dyn Connection, place: &Place) -> Result<Server> {
         )));
     }
     Ok(Server {
-        run_id: field("run_id").unwrap_or_default().to_owned(),
+        run_id: field(&info, "run_id").to_owned(),
     })
 }
 
 /// A server that may evict keys forgets what was spent.
 async fn check_eviction(connection: &dyn Connection, place: &Place) -> Result<()> {
     let info = text(ask(connection, place, redis::cmd("INFO").arg("memory")).await?)?;
-    let policy = info
-        .lines()
-        .find_map(|line| line.strip_prefix("maxmemory_policy:"));
-    match policy {
-        Some("noeviction") => Ok(()),
-        Some(policy) => Err(Error::config(format!(
+    match field(&info, "maxmemory_policy") {
+        "noeviction" => Ok(()),
+        "" => Err(Error::config(format!(
+            "the Redis server at {} does not say its maxmemory-policy; it must be noeviction",
+            place.shown
+        ))),
+        policy => Err(Error::config(format!(
             "the Redis server at {} evicts keys (maxmemory-policy {policy}), so it would forget what was spent: \
              set maxmemory-policy noeviction",
             place.shown
         ))),
-        None => Err(Error::config(format!(
-            "the Redis server at {} does not say its maxmemory-policy; it must be noeviction",
-            place.shown
-        ))),
     }
+}
+
+/// A replica answers what it has, which may be old, and takes no writes.
+async fn check_role(connection: &dyn Connection, place: &Place) -> Result<()> {
+    let info = text(ask(connection, place, redis::cmd("INFO").arg("replication")).await?)?;
+    if field(&info, "role") == "slave" {
+        return Err(Error::ledger(format!(
+            "the Redis server at {} is a replica: a ledger is used on its primary, {}:{}",
+            place.shown,
+            field(&info, "master_host"),
+            field(&info, "master_port"),
+        )));
+    }
+    Ok(())
 }
 
 /// The secret of one ledger, from the master key that all its processes share.

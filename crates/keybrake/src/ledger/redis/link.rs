@@ -1,9 +1,10 @@
-//! The connection: one per process, shared by all tasks, made anew when it is lost.
+//! The connection: one per process and Tokio runtime, shared by all tasks, made anew when it is lost.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use redis::{Cmd, RedisError, Value};
+use tokio::runtime::{Handle, Id};
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::server::Connection;
@@ -13,6 +14,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// After a connection could not be made, calls are refused at once for so long instead of trying too.
 const PAUSE_MS: i64 = 100;
+/// Runtimes of a process that keep a connection each.
+const RUNTIMES: usize = 4;
 
 /// Why a command has no answer.
 pub(super) enum Failure {
@@ -33,7 +36,8 @@ impl Failure {
 #[derive(Debug)]
 pub(super) struct Link {
     place: Place,
-    live: Mutex<Option<Live>>,
+    /// The one made last stands last.
+    live: Mutex<Vec<Live>>,
     /// Held by whoever connects; the last failure, and when.
     connecting: AsyncMutex<Option<(i64, String)>>,
     /// Connections made so far.
@@ -43,6 +47,8 @@ pub(super) struct Link {
 #[derive(Clone, Debug)]
 struct Live {
     number: u64,
+    /// A task of this runtime drives it: it is silent while that stands still, and dead when that has ended.
+    runtime: Option<Id>,
     connection: Arc<dyn Connection>,
 }
 
@@ -50,7 +56,7 @@ impl Link {
     pub(super) const fn new(place: Place) -> Self {
         Self {
             place,
-            live: Mutex::new(None),
+            live: Mutex::new(Vec::new()),
             connecting: AsyncMutex::const_new(None),
             made: AtomicU64::new(0),
         }
@@ -85,21 +91,21 @@ impl Link {
 
     fn drop_connection(&self, number: u64) {
         let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        if live.as_ref().is_some_and(|live| live.number == number) {
-            *live = None;
-        }
+        live.retain(|live| live.number != number);
     }
 
-    fn present(&self) -> Option<Live> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn present(&self, runtime: Option<Id>) -> Option<Live> {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        live.iter().find(|live| live.runtime == runtime).cloned()
     }
 
     async fn live(&self) -> Result<Live> {
-        if let Some(live) = self.present() {
+        let runtime = Handle::try_current().ok().map(|handle| handle.id());
+        if let Some(live) = self.present(runtime) {
             return Ok(live);
         }
         let mut failed = self.connecting.lock().await;
-        if let Some(live) = self.present() {
+        if let Some(live) = self.present(runtime) {
             return Ok(live);
         }
         if let Some((at_ms, message)) = &*failed
@@ -112,8 +118,15 @@ impl Link {
                 *failed = None;
                 let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
                 let number = self.made.fetch_add(1, Ordering::Relaxed);
-                let made = Live { number, connection };
-                *live = Some(made.clone());
+                let made = Live {
+                    number,
+                    runtime,
+                    connection,
+                };
+                if live.len() >= RUNTIMES {
+                    live.remove(0);
+                }
+                live.push(made.clone());
                 Ok(made)
             }
             Err(error) => {
@@ -191,6 +204,11 @@ pub(super) fn unavailable(place: &Place, error: &RedisError) -> Error {
         "cannot be reached".to_owned()
     } else {
         match (error.code(), error.detail()) {
+            (Some("MOVED" | "ASK"), Some(to)) => format!(
+                "is a node of a Redis Cluster that does not have this namespace: use the node that has it ({})",
+                to.split(' ').next_back().unwrap_or_default()
+            ),
+            (Some("READONLY"), _) => "is a replica, which takes no writes: use its primary".to_owned(),
             (Some(code), Some(detail)) => format!("answered {code} {detail}"),
             _ => format!("failed: {}", error.category()),
         }

@@ -53,26 +53,31 @@ const EVENTS: u32 = 10_000;
 const DECISION: Kind = Kind {
     guess: Guess::NewCall,
     lapses: true,
+    once: false,
     due: 0,
 };
 const PROOF: Kind = Kind {
     guess: Guess::NewCall,
     lapses: false,
+    once: false,
     due: 0,
 };
 const ISSUE: Kind = Kind {
     guess: Guess::NewKey,
     lapses: false,
+    once: true,
     due: 0,
 };
 const ADMIN: Kind = Kind {
     guess: Guess::Nothing,
     lapses: false,
+    once: true,
     due: 0,
 };
 const SWEEP: Kind = Kind {
     guess: Guess::Nothing,
     lapses: true,
+    once: false,
     due: 0,
 };
 
@@ -167,7 +172,9 @@ impl RedisLedger {
         while generation.pid != pid {
             generation = generation.next.get_or_init(|| Box::new(Generation::new(pid)));
         }
-        generation.own.get_or_init(|| Own::new(self.place.clone()))
+        generation
+            .own
+            .get_or_init(|| Own::new(self.place.clone(), self.id.clone()))
     }
 
     async fn admin<T: Send>(

@@ -17,6 +17,7 @@
 //! | `o:<object>` | what is known of a vendor object | " |
 //! | `f:<page>:<object>` | its final contributors | " |
 //! | `c:<seq>` | a checkpoint | " |
+//! | `n:<random>` | the mark of an administrator's step that ran, for an hour | " |
 
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ use crate::ledger::store::{Checkpoint, KeyState, ObjectPage, ObjectRecord, Point
 use crate::ledger::types::{BudgetDef, KeyRecord, Reservation, State, Window};
 
 const DAY_MS: i64 = 86_400_000;
+const HOUR_MS: i64 = 3_600_000;
 /// A call that is done is kept at least this long: 35 days.
 const CALL_KEPT_MS: i64 = 35 * DAY_MS;
 
@@ -60,6 +62,7 @@ pub(super) enum Record {
     Object(ObjectRecord),
     ObjectPage(ObjectPage),
     Checkpoint(Box<Checkpoint>),
+    Mark,
 }
 
 /// Whether the record of this name is a field of the hash `records`, and not a key of its own.
@@ -94,6 +97,7 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Record> {
         Some(b'o') => Record::Object(json(name, text)?),
         Some(b'f') => Record::ObjectPage(json(name, text)?),
         Some(b'c') => Record::Checkpoint(json(name, text)?),
+        Some(b'n') => Record::Mark,
         _ => return Err(unreadable(name)),
     })
 }
@@ -120,6 +124,7 @@ pub(super) fn print(record: &Record) -> Result<String> {
         Record::Object(object) => json(object),
         Record::ObjectPage(page) => json(page),
         Record::Checkpoint(checkpoint) => json(checkpoint),
+        Record::Mark => Ok("1".to_owned()),
     }
 }
 
@@ -142,6 +147,8 @@ pub(super) fn kept_for_ms(record: &Record, now_ms: i64) -> Option<i64> {
                 .saturating_add(DAY_MS),
         ),
         Record::Reply(_) => Some(CALL_KEPT_MS),
+        // No command waits in a network for so long.
+        Record::Mark => Some(HOUR_MS),
         _ => None,
     }
 }

@@ -20,7 +20,7 @@ pub trait Server: Send + Sync + Debug {
     /// Milliseconds on a clock that never jumps, for pauses between tries.
     fn boot_ms(&self) -> i64;
 
-    /// A random number, for how long to step aside.
+    /// A random number, for how long to step aside and for the names of marks.
     fn random(&self) -> u8;
 }
 

@@ -4,16 +4,19 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::copies::{Copies, Standing};
+use super::copies::{Copies, Known};
 use super::draft::{Draft, Guess, Lists, Missing};
-use super::life;
+use super::life::{self, About, Why};
 use super::link::{Failure, Link};
 use super::records::Record;
 use super::url::Place;
 use super::wire::{self, Answer, Look, Sent};
+use tokio::sync::Mutex as AsyncMutex;
+
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ledger::rules::{self, Flood};
+use crate::ledger::shared::hex;
 use crate::ledger::store::Counter;
 use crate::ledger::types::HoldFilter;
 
@@ -31,7 +34,11 @@ const PAGE: usize = 1_000;
 pub(super) struct Own {
     pub(super) link: Link,
     pub(super) place: Place,
+    /// The ledger's.
+    id: String,
     state: Mutex<Memory>,
+    /// Held by whoever finds out whether the ledger may be opened.
+    opening: AsyncMutex<()>,
 }
 
 #[derive(Debug)]
@@ -53,6 +60,8 @@ impl Memory {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kind {
     pub(super) guess: Guess,
+    /// Whether it would count twice if it ran again after its answer was lost.
+    pub(super) once: bool,
     /// Whether every deadline that has passed is dealt with before it.
     pub(super) lapses: bool,
     /// How many calls past their deadline it is about; 0 when it is about others.
@@ -69,11 +78,13 @@ enum Next<T> {
 }
 
 impl Own {
-    pub(super) fn new(place: Place) -> Self {
+    pub(super) fn new(place: Place, id: String) -> Self {
         Self {
             link: Link::new(place.clone()),
             place,
+            id,
             state: Mutex::new(Memory::new()),
+            opening: AsyncMutex::const_new(()),
         }
     }
 
@@ -109,12 +120,13 @@ impl Own {
             lists.due = self.due(clock, kind.due).await?;
         }
         self.look_at_clock(clock).await?;
-        let mut lost = false;
+        let mark = kind.once.then(|| self.new_mark());
+        let mut lost = None;
         for draft in 0..DRAFTS {
             if draft >= PATIENT {
                 self.step_aside(draft).await;
             }
-            let (sent, answer, notes) = match self.draft(clock, kind, &lists, &mut rule)? {
+            let (sent, answer, notes) = match self.draft(clock, kind, (&lists, mark.as_deref()), &mut rule)? {
                 Next::Fetch(missing) => {
                     self.fetch(clock, missing, &mut lists).await?;
                     continue;
@@ -124,22 +136,25 @@ impl Own {
             match self.commit(clock, *sent).await {
                 Ok(Answer::Done(counters)) => return answer.map(|answer| (answer, counters)),
                 Ok(Answer::Moved(due)) => {
+                    if lost.is_some() && self.left(mark.as_deref()) {
+                        return lost.unwrap_or(answer).map(|answer| (answer, Counters::new()));
+                    }
                     self.state().flood.take_back(notes);
                     if kind.lapses && !due.is_empty() {
                         self.lapse(clock).await?;
                     }
                 }
-                Ok(Answer::Closed | Answer::Behind) => {
+                Ok(Answer::Closed) => {
                     self.state().flood.take_back(notes);
-                    self.witness(clock).await?;
+                    self.witness().await?;
                 }
                 Err(Failure::Lost(error)) => {
                     self.state().flood.take_back(notes);
                     // It may have run. The same step asked for again finds what it left, and counts nothing twice.
-                    if lost {
+                    if lost.is_some() {
                         return Err(error);
                     }
-                    lost = true;
+                    lost = Some(answer);
                 }
                 Err(Failure::Refused(error)) => {
                     self.state().flood.take_back(notes);
@@ -150,6 +165,13 @@ impl Own {
         Err(Error::ledger(
             "the ledger's records changed too often for this call to be decided; nothing was sent",
         ))
+    }
+
+    /// Whether a step left its mark.
+    fn left(&self, mark: Option<&str>) -> bool {
+        let mut state = self.state();
+        let found = mark.and_then(|mark| state.copies.record(mark));
+        found.is_some_and(|copy| matches!(copy.record, Record::Mark))
     }
 
     /// After the server's clock jumped: is it back, or has a person accepted it?
@@ -185,6 +207,7 @@ impl Own {
         let kind = Kind {
             guess: Guess::Nothing,
             lapses: false,
+            once: false,
             due: BATCH,
         };
         loop {
@@ -200,7 +223,7 @@ impl Own {
         &self,
         clock: &dyn Clock,
         kind: Kind,
-        lists: &Lists,
+        (lists, mark): (&Lists, Option<&str>),
         rule: &mut impl FnMut(&mut Draft<'_>, &mut Flood, i64) -> Result<T>,
     ) -> Result<Next<T>> {
         let mut state = self.state();
@@ -208,6 +231,7 @@ impl Own {
         let Some(standing) = copies.standing(clock.boot_ms())? else {
             return Ok(Next::Fetch(vec![Missing::Stops]));
         };
+        let known = copies.known().unwrap_or_default();
         let mut draft = Draft::new(copies, lists, kind.guess, standing);
         draft.looks_at_deadlines = kind.lapses;
         let answer = rule(&mut draft, flood, standing.now_ms);
@@ -220,8 +244,11 @@ impl Own {
         if answer.is_err() {
             draft.write_nothing();
         }
+        if let Some(mark) = mark {
+            draft.mark(mark);
+        }
         let slack_ms = if standing.fixed { 0 } else { SLACK_MS };
-        let sent = wire::commit(&draft, &self.place.ns, standing, slack_ms);
+        let sent = wire::commit(&draft, &self.place.ns, (&self.id, known), standing, slack_ms);
         match sent {
             Ok(sent) => Ok(Next::Commit(Box::new(sent), answer, notes)),
             Err(error) => {
@@ -251,7 +278,7 @@ impl Own {
         clock: &dyn Clock,
         mut rule: impl FnMut(&mut Draft<'_>, i64) -> Result<T> + Send,
     ) -> Result<T> {
-        let own = Self::new(self.place.clone());
+        let own = Self::new(self.place.clone(), self.id.clone());
         let mut lists = Lists::default();
         for _ in 0..DRAFTS {
             let missing = {
@@ -396,15 +423,67 @@ impl Own {
 
     /// Opens the ledger on a server that has just started; answers whether it was closed.
     pub(super) async fn open_by_hand(&self) -> Result<bool> {
-        let connection = super::link::connect(&self.place).await?;
-        let about = life::greet(&*connection, &self.place).await?;
-        if about.open {
+        let _opening = self.opening.lock().await;
+        if self.about().await?.open {
             return Ok(false);
         }
-        life::open(&*connection, &self.place, life::Why::Person).await?;
+        self.open_ledger(Why::Person, Known::default()).await?;
         // What was seen before the server started may not be there any more.
         *self.state() = Memory::new();
         Ok(true)
+    }
+
+    /// The ledger is closed. A process that saw its last state opens it, if that state is there.
+    async fn witness(&self) -> Result<()> {
+        let _opening = self.opening.lock().await;
+        let mut about = self.about().await?;
+        let known = self.state().copies.known();
+        // After an opening by hand that it missed, it knows nothing of the present state.
+        let knows = known.filter(|known| known.last_seq > 0 && about.number("hand") <= known.by_hand);
+        if !about.open
+            && let Some(known) = knows
+        {
+            about = self.open_ledger(Why::Witness, known).await?;
+        }
+        if about.open {
+            return Ok(());
+        }
+        let what = match about.field("lost") {
+            Some(lost) => format!(
+                "it came back with {} events, older data than was seen before (event {lost}): restore newer data, or \
+                 open it by hand and compare it with the vendor: keybrake ledger open, keybrake reconcile",
+                about.number("seq"),
+            ),
+            None => {
+                "no process that saw its last state has opened it yet; when none is left, open it by hand: \
+                     keybrake ledger open"
+                    .to_owned()
+            }
+        };
+        Err(recovering(&self.place, &what))
+    }
+
+    /// What the ledger says of itself, if it is still the one that this process opened.
+    async fn about(&self) -> Result<About> {
+        let about = About::read(self.ask(&wire::function("about", &self.place.ns, &[])).await?)?;
+        match about.field("id") {
+            None => Err(recovering(
+                &self.place,
+                "its data is gone: restore it from a backup or from the drained audit",
+            )),
+            Some(id) if id != self.id => Err(recovering(
+                &self.place,
+                "another ledger stands in its place: restore its data, or start this process anew to use the other",
+            )),
+            Some(_) => Ok(about),
+        }
+    }
+
+    async fn open_ledger(&self, why: Why, known: Known) -> Result<About> {
+        let info = wire::text(self.ask(redis::cmd("INFO").arg("server")).await?)?;
+        let run_id = life::field(&info, "run_id");
+        let command = life::opening(&self.place, &self.id, run_id, (why, known));
+        About::read(self.ask(&command).await?)
     }
 
     /// Ids of all budgets.
@@ -431,48 +510,15 @@ impl Own {
         }
     }
 
-    /// The server has just started. A process that saw the ledger's last state opens it, if that state is there.
-    async fn witness(&self, clock: &dyn Clock) -> Result<()> {
-        let seen = self.state().copies.standing(clock.boot_ms())?;
-        let connection = super::link::connect(&self.place).await?;
-        let about = life::greet(&*connection, &self.place).await?;
-        if about.open {
-            return Ok(());
-        }
-        if !about.exists() {
-            return Err(recovering(
-                &self.place,
-                "its data is gone: restore it from a backup or from the drained audit",
-            ));
-        }
-        let missing = |seen: u64| {
-            let what = format!(
-                "it came back with {} events, older data than was seen before ({seen} events): restore newer data, or \
-                 open it by hand and compare it with the vendor: keybrake ledger open, keybrake reconcile",
-                about.number("seq"),
-            );
-            Err(recovering(&self.place, &what))
-        };
-        match seen {
-            _ if about.number("behind") > 0 => missing(about.number("behind")),
-            Some(Standing { last_seq, epoch, .. }) if last_seq > 0 => {
-                if about.lacks(last_seq, epoch) {
-                    return missing(last_seq);
-                }
-                life::open(&*connection, &self.place, life::Why::Witness).await?;
-                Ok(())
-            }
-            _ => Err(recovering(
-                &self.place,
-                "no process that saw its last state has opened it yet; when none is left, open it by hand: \
-                 keybrake ledger open",
-            )),
-        }
-    }
-
     /// The state that [`look`](Self::look) and [`step`](Self::step) do not cover: a command of its own.
     pub(super) async fn ask(&self, command: &redis::Cmd) -> Result<redis::Value> {
         call(&self.link, command).await
+    }
+
+    /// A name for the mark of a step.
+    fn new_mark(&self) -> String {
+        let bytes: [u8; 16] = std::array::from_fn(|_| self.place.server.random());
+        format!("n:{}", hex(&bytes))
     }
 
     /// A moment's pause, longer with every try and different for every process.
@@ -485,14 +531,18 @@ impl Own {
 }
 
 async fn call(link: &Link, command: &redis::Cmd) -> Result<redis::Value> {
-    link.call(command).await.map_err(Failure::into_error)
+    match link.call(command).await {
+        // None of these commands counts anything, so it may be asked again.
+        Err(Failure::Lost(_)) => link.call(command).await.map_err(Failure::into_error),
+        answer => answer.map_err(Failure::into_error),
+    }
 }
 
 fn recovering(place: &Place, what: &str) -> Error {
     Error::new(
         ErrorKind::LedgerRecovering,
         format!(
-            "the Redis server of the ledger at {} has just started, and {what}",
+            "the ledger at {} is closed, because its Redis server started anew or lost data, and {what}",
             place.shown
         ),
     )

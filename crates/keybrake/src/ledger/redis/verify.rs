@@ -1,6 +1,6 @@
 //! Do the books agree, on a snapshot of the counters at one event number.
 
-use super::copies::{Copies, Seen};
+use super::copies::Copies;
 use super::draft::{Draft, Guess, Lists, SUM, Snapshot};
 use super::records::Record;
 use super::wire::{self, Look, Parts};
@@ -68,7 +68,7 @@ impl RedisLedger {
         let mut parts = Parts::of(self.own().ask(&command).await?)?;
         parts.text()?;
         let standing = wire::standing(parts.next()?)?;
-        copies.stand(standing, self.clock.boot_ms(), Seen::Compared);
+        copies.stand(standing, self.clock.boot_ms());
         let mut snapshot = Snapshot {
             last_seq: standing.last_seq,
             ..Snapshot::default()

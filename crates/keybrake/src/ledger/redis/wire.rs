@@ -2,7 +2,7 @@
 
 use redis::{Cmd, Value};
 
-use super::copies::{Copies, Copy, Seen, Standing};
+use super::copies::{Copies, Copy, Known, Standing};
 use super::draft::{Draft, LARGEST};
 use super::records;
 use super::url::Namespace;
@@ -29,10 +29,8 @@ pub(super) enum Answer {
     Done(Vec<(String, Counter)>),
     /// Something is different; the copies know it now. These calls are past their deadline.
     Moved(Vec<String>),
-    /// The server has just started, and nobody has opened the ledger.
+    /// The server has just started, and nobody has opened the ledger; or it holds older data than was seen.
     Closed,
-    /// The server holds older data than this process has seen. It has closed the ledger.
-    Behind,
 }
 
 /// A function of the library, for a namespace.
@@ -55,7 +53,13 @@ pub(super) fn function(name: &str, ns: &Namespace, texts: &[String]) -> Cmd {
 ///
 /// # Errors
 /// `LedgerUnavailable` when an amount is too large for Redis.
-pub(super) fn commit(draft: &Draft<'_>, ns: &Namespace, standing: Standing, slack_ms: i64) -> Result<Sent> {
+pub(super) fn commit(
+    draft: &Draft<'_>,
+    ns: &Namespace,
+    (id, known): (&str, Known),
+    standing: Standing,
+    slack_ms: i64,
+) -> Result<Sent> {
     let (mut fields, mut texts) = (Vec::new(), Vec::new());
     for entry in &draft.entries {
         let names = if records::is_field(&entry.name) {
@@ -75,8 +79,8 @@ pub(super) fn commit(draft: &Draft<'_>, ns: &Namespace, standing: Standing, slac
         .arg(standing.groups_version)
         .arg(standing.stops_version)
         .arg(i32::from(draft.looks_at_deadlines))
-        .arg(standing.last_seq)
-        .arg(standing.epoch);
+        .arg(id);
+    known.put(&mut command);
     command.arg(fields.len());
     for entry in &fields {
         command.arg(&entry.name).arg(&*entry.seen);
@@ -206,12 +210,11 @@ impl Sent {
         let mut parts = Parts::of(answer)?;
         let outcome = parts.text()?;
         let standing = standing(parts.next()?)?;
-        // What a closed ledger holds may be older than what is known: the knowledge is needed to find out.
-        match outcome.as_str() {
-            "closed" => return Ok(Answer::Closed),
-            "behind" => return Ok(Answer::Behind),
-            _ => copies.stand(standing, boot_ms, Seen::Compared),
+        if outcome == "closed" {
+            return Ok(Answer::Closed);
         }
+        copies.stand(standing, boot_ms);
+        copies.know(&standing, true);
         match outcome.as_str() {
             "done" => {
                 let mut counters = Vec::with_capacity(self.counters.len());
@@ -311,7 +314,9 @@ impl Look {
     pub(super) fn read(self, answer: Value, copies: &mut Copies, boot_ms: i64) -> Result<()> {
         let mut parts = Parts::of(answer)?;
         parts.text()?;
-        copies.stand(standing(parts.next()?)?, boot_ms, Seen::NotCompared);
+        let standing = standing(parts.next()?)?;
+        copies.stand(standing, boot_ms);
+        copies.know(&standing, false);
         for names in [&self.fields, &self.texts] {
             for (name, text) in names.iter().zip(texts(parts.next()?)?) {
                 copies.learn(name, &text)?;
@@ -357,7 +362,12 @@ pub(super) fn standing(value: Value) -> Result<Standing> {
         groups_version: unsigned(2)?,
         stops_version: unsigned(3)?,
         last_seq: unsigned(4)?,
-        epoch: unsigned(5)?,
+        open: number(5)? == 1,
+        by_hand: unsigned(6)?,
+        run: texts
+            .get(7)
+            .and_then(|run| u64::from_str_radix(run, 16).ok())
+            .unwrap_or(0),
     })
 }
 
