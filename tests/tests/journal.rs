@@ -106,7 +106,7 @@ fn open(url: &str) -> Arc<dyn Ledger> {
 }
 
 fn url(port: u16) -> String {
-    format!("redis://127.0.0.1:{port}?ns=test&timeout_ms=500")
+    format!("redis://127.0.0.1:{port}?ns=test&timeout_ms=1000")
 }
 
 async fn key(kb: &Keybrake) -> IssuedKey {
@@ -290,10 +290,15 @@ async fn two_processes_that_deliver_at_once_count_once() {
         writers.push((kb, permits));
     }
     relay.black_hole();
+    let mut calls = Vec::new();
     for (kb, permits) in &mut writers {
         for permit in permits.drain(..) {
-            assert!(deliver(kb, permit).await.record.journaled);
+            let kb = kb.clone();
+            calls.push(tokio::spawn(async move { deliver(&kb, permit).await }));
         }
+    }
+    for call in calls {
+        assert!(call.await.unwrap().record.journaled);
     }
     assert_eq!(files(&contents(&writers[0].0).path, ".journal").len(), 4);
     let journal = place.path("journal");
@@ -503,6 +508,53 @@ async fn what_cannot_be_journaled_either_stays_held_and_says_so() {
     assert_eq!((done.status, place.charged_micros()), (200, 1_000_000));
     assert!(done.record.unrecorded && !done.record.journaled, "{done:?}");
     assert_eq!(budget(&kb, &key).await, (0, 1_000_000));
+}
+
+#[tokio::test]
+async fn a_place_where_no_journal_can_be_hinders_nobody_until_it_is_needed() {
+    let place = Place::new();
+    std::fs::write(place.path("file"), "no directory").unwrap();
+    let kb = place
+        .keybrake(place.sqlite("spend.db"), "file/journal")
+        .await
+        .unwrap();
+    let key = key(&kb).await;
+    let permit_1 = permit(&kb, &key, "one").await;
+    let permit_2 = permit(&kb, &key, "two").await;
+    let done = deliver(&kb, permit_1).await;
+    assert!(!done.record.unrecorded && !done.record.journaled, "{done:?}");
+    let blocked = place.block("spend.db");
+    assert!(deliver(&kb, permit_2).await.record.unrecorded);
+    drop(blocked);
+    assert_eq!(budget(&kb, &key).await, (1_000_000, 1_000_000));
+}
+
+#[tokio::test]
+async fn many_outcomes_at_once_are_all_written_and_all_delivered() {
+    let place = Place::new();
+    let kb = place.keybrake(place.sqlite("spend.db"), "journal").await.unwrap();
+    let key = key(&kb).await;
+    let mut calls = Vec::new();
+    for number in 0..200 {
+        calls.push(permit(&kb, &key, &number.to_string()).await.call_id().to_owned());
+    }
+    let writers = calls.iter().map(|call| {
+        let (journal, settlement) = (kb.brake().journal().unwrap().clone(), charged(call));
+        tokio::spawn(async move { journal.append(settlement, 1).await })
+    });
+    for writer in writers.collect::<Vec<_>>() {
+        writer.await.unwrap().unwrap();
+    }
+    let mut waiting: Vec<_> = contents(&kb)
+        .waiting
+        .into_iter()
+        .map(|entry| entry.call_id)
+        .collect();
+    waiting.sort();
+    calls.sort();
+    assert_eq!(waiting, calls);
+    assert_eq!(kb.deliver_outcomes().await.unwrap().delivered, 200);
+    assert_eq!(budget(&kb, &key).await, (200_000_000, 0));
 }
 
 #[tokio::test]

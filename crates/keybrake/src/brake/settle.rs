@@ -122,10 +122,12 @@ impl Brake {
             .await
     }
 
-    /// Tries a few times: repeating a settlement is harmless.
+    /// Tries again: repeating a settlement is harmless, and a connection may have been lost just now. With a journal to
+    /// fall back on, once is enough.
     async fn record(&self, settlement: &Settlement) -> Result<SettleAnswer> {
         let mut last = self.ledger().settle(settlement.clone()).await;
-        for _ in 0..2 {
+        let again = if self.journal().is_some() { 1 } else { 2 };
+        for _ in 0..again {
             match last {
                 Err(error)
                     if matches!(

@@ -4,7 +4,7 @@
 //! process can deliver what any other left, alive or dead. A writer that finds its file locked or gone begins another.
 
 use std::fs::{DirBuilder, File};
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
@@ -89,9 +89,9 @@ impl Directory {
         Ok((waiting, aside))
     }
 
-    /// Appends a line to a file of ours and returns when it survives a power cut. Answers whether it did: not when the
+    /// Appends lines to a file of ours and returns when it survives a power cut. Answers whether it did: not when the
     /// file is gone, full or being delivered, and another should be begun.
-    pub(super) fn append(&self, name: &str, line: &[u8]) -> Result<bool> {
+    pub(super) fn append(&self, name: &str, lines: &[u8]) -> Result<bool> {
         self.create()?;
         let path = self.path.join(format!("{name}{WAITING}"));
         let (file, new) = match open(&path, OFlags::RDWR | OFlags::APPEND)? {
@@ -106,7 +106,7 @@ impl Directory {
             return Ok(false);
         }
         let written = (&locked.file)
-            .write_all(line)
+            .write_all(lines)
             .and_then(|()| locked.file.sync_data());
         if let Err(error) = written {
             // Half a line must not stand before the next one.
@@ -279,12 +279,20 @@ fn create(path: &Path) -> Result<File> {
     Ok(File::from(fd))
 }
 
-/// Whether the directory is there; refuses one that is not ours alone.
+/// Whether the directory is there; refuses one that is not ours alone. Where we may not even look, nothing of ours is, and
+/// nothing can be made: that shows when something is to be written.
 fn owner_only(dir: &Path) -> Result<bool> {
     let shown = dir.display();
     let metadata = match dir.symlink_metadata() {
         Ok(metadata) => metadata,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::PermissionDenied
+            ) =>
+        {
+            return Ok(false);
+        }
         Err(error) => return Err(cannot("look at", dir).because(error)),
     };
     let us = geteuid().as_raw();

@@ -6,9 +6,10 @@
 mod directory;
 mod entry;
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use self::directory::{Directory, Taken};
 use self::entry::{Entry, Line};
@@ -17,6 +18,8 @@ use crate::ledger::{Ledger, Settlement};
 
 /// How often a process looks for what others left, when it is in contact with the ledger anyway.
 const LOOK_EVERY_MS: i64 = 60_000;
+/// Outcomes that are flushed together.
+const TOGETHER: usize = 64;
 /// Files that a writer begins before it gives up.
 const TRIES: u32 = 8;
 
@@ -26,6 +29,8 @@ pub struct Journal {
     directory: Directory,
     ledger: String,
     namespace: String,
+    /// Lines that are not written yet, and where their end is told.
+    queue: Mutex<VecDeque<(Vec<u8>, Arc<Written>)>>,
     /// The process that writes, and the name of its file; a child that was forked gets its own.
     own: Mutex<Option<(u32, String)>>,
     /// Whether something of ours waits, as far as this process knows.
@@ -37,6 +42,9 @@ pub struct Journal {
     /// One delivery at a time.
     turn: tokio::sync::Mutex<()>,
 }
+
+/// Whether a line was written, or why not.
+type Written = OnceLock<Result<(), String>>;
 
 /// What a delivery did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -101,6 +109,7 @@ impl Journal {
             directory,
             ledger: ledger.to_owned(),
             namespace: namespace.to_owned(),
+            queue: Mutex::new(VecDeque::new()),
             own: Mutex::new(None),
             waits: AtomicBool::new(false),
             look_at_ms: AtomicI64::new(i64::MIN),
@@ -139,16 +148,47 @@ impl Journal {
             at_ms,
             settlement,
         })?;
-        let pid = std::process::id();
+        let written = Arc::new(Written::new());
+        self.queue().push_back((line, Arc::clone(&written)));
+        // Whoever writes next writes what others put there meanwhile, with one flush for all.
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(written) = written.get() {
+                return written.clone().map_err(Error::config);
+            }
+            let batch: Vec<_> = {
+                let mut queue = self.queue();
+                let count = queue.len().min(TOGETHER);
+                queue.drain(..count).collect()
+            };
+            if batch.is_empty() {
+                return Err(Error::new(
+                    ErrorKind::Internal,
+                    "an outcome was taken and not written",
+                ));
+            }
+            let lines: Vec<u8> = batch.iter().flat_map(|(line, _)| line.iter().copied()).collect();
+            let result = self.write_lines(&mut own, &lines).map_err(|e| e.to_string());
+            for (_, written) in &batch {
+                written.set(result.clone()).ok(); // nobody else sets it
+            }
+        }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, VecDeque<(Vec<u8>, Arc<Written>)>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_lines(&self, own: &mut Option<(u32, String)>, lines: &[u8]) -> Result<()> {
+        let pid = std::process::id();
         for _ in 0..TRIES {
-            let name = match &*own {
+            let name = match own {
                 Some((of, name)) if *of == pid => name.clone(),
                 _ => format!("{pid}-{}", crate::token::random_base62(12)?),
             };
             // A file that failed once is not written to again.
             *own = None;
-            if self.directory.append(&name, &line)? {
+            if self.directory.append(&name, lines)? {
                 *own = Some((pid, name));
                 return Ok(());
             }
