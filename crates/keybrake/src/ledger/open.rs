@@ -9,7 +9,8 @@ use crate::clock::Clock;
 use crate::error::{Error, Result};
 
 /// Opens the ledger of a URL: `memory:` (this process, for tests), `sqlite:PATH[?ns=NAME]` (processes of one
-/// machine), or `redis://HOST[:PORT][/DB][?ns=NAME&timeout_ms=N]` (a fleet; `rediss://` for TLS, `redis+unix:///PATH`).
+/// machine), or `redis://HOST[:PORT][/DB][?ns=NAME&timeout_ms=N]` (a fleet; `rediss://` for TLS, `redis+unix:///PATH`,
+/// `redis+sentinel://HOST:PORT,…/PRIMARY`, `redis+cluster://HOST:PORT,…`).
 /// Waits for the disk or the server; open it before or outside of what must not wait.
 ///
 /// # Errors
@@ -23,19 +24,13 @@ pub fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Arc<dyn Ledger>> {
             let ledger = SqliteLedger::open(path, namespace, clock, SqliteOptions::default())?;
             Ok(Arc::new(ledger))
         }
-        Some(("redis" | "rediss" | "redis+unix", _)) => {
+        Some((scheme, _)) if scheme.starts_with("redis") => {
             let master = crate::config::master_key()?;
             Ok(Arc::new(RedisLedger::open(
                 url,
                 clock,
                 master.as_ref().map(|key| key.as_slice()),
             )?))
-        }
-        // The rest of such a URL may hold a password: it is not repeated.
-        Some((scheme, _)) if scheme.starts_with("redis") || scheme.starts_with("valkey") => {
-            Err(Error::config(format!(
-                "{scheme}:// ledgers are not supported yet: write redis://, rediss:// or redis+unix:// for one server"
-            )))
         }
         Some(("memory", _)) => Err(Error::config("a ledger in memory has no name: write memory:")),
         _ => Err(Error::config(
@@ -98,11 +93,8 @@ mod tests {
             "{redis}"
         );
         assert!(!redis.contains("hunter2"), "{redis}");
-        let cluster = refusal("redis+cluster://user:hunter2@kb-prod:6379?ns=prod");
-        assert!(
-            cluster.contains("redis+cluster:// ledgers are not supported yet"),
-            "{cluster}"
-        );
+        let other = refusal("redis+magic://user:hunter2@kb-prod:6379?ns=prod");
+        assert!(other.contains("redis+magic:// ledgers are not known"), "{other}");
         assert!(refusal("sqlite://spend.db").contains("has no host"));
         assert!(refusal("sqlite:spend.db?mode=ro").contains("unknown option \"mode\""));
         assert!(refusal("postgres://x").contains("no scheme that is known"));

@@ -78,11 +78,16 @@ impl Link {
         // A server whose functions or role changed is greeted anew, and so is one that went away.
         let answered =
             error.kind() != redis::ErrorKind::Io && !error.is_timeout() && !error.is_connection_dropped();
-        let greet_again = !answered || is_missing(error) || error.code() == Some("READONLY");
+        // It is another server's now, and the command did not run: the step is tried once more there.
+        let elsewhere = matches!(
+            error.code(),
+            Some("READONLY" | "MOVED" | "ASK" | "CLUSTERDOWN" | "MASTERDOWN")
+        );
+        let greet_again = !answered || is_missing(error) || elsewhere;
         if greet_again {
             self.drop_connection(live.number);
         }
-        if answered {
+        if answered && !elsewhere {
             Failure::Refused(unavailable(&self.place, error))
         } else {
             Failure::Lost(unavailable(&self.place, error))
@@ -201,7 +206,10 @@ pub(super) fn unavailable(place: &Place, error: &RedisError) -> Error {
     let what = if error.is_timeout() {
         format!("did not answer within {} ms", place.timeout.as_millis())
     } else if error.is_connection_dropped() || error.is_io_error() || error.is_connection_refusal() {
-        "cannot be reached".to_owned()
+        match error.detail() {
+            Some(detail) => format!("cannot be reached: {detail}"),
+            None => "cannot be reached".to_owned(),
+        }
     } else {
         match (error.code(), error.detail()) {
             (Some("MOVED" | "ASK"), Some(to)) => format!(

@@ -2,7 +2,7 @@
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | `url`, `link`, `server` | where the server is, and the one connection to it |
+//! | `url`, `finder`, `link`, `server` | where the server is, and the one connection to it |
 //! | `library`, `library.lua` | the functions that the server runs |
 //! | `life` | what is looked at before a server is used; whether the ledger is open |
 //! | `records`, `log` | how records and events are written |
@@ -14,6 +14,7 @@
 
 mod copies;
 mod draft;
+mod finder;
 mod library;
 mod life;
 mod link;

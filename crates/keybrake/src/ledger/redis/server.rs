@@ -56,15 +56,23 @@ impl Server for Network {
     }
 
     fn boot_ms(&self) -> i64 {
-        SystemClock.boot_ms()
+        boot_ms()
     }
 
     fn random(&self) -> u8 {
-        let mut random = [0_u8; 1];
-        let _ = getrandom::fill(&mut random);
-        let [random] = random;
-        random
+        random()
     }
+}
+
+pub(super) fn boot_ms() -> i64 {
+    SystemClock.boot_ms()
+}
+
+pub(super) fn random() -> u8 {
+    let mut random = [0_u8; 1];
+    let _ = getrandom::fill(&mut random);
+    let [random] = random;
+    random
 }
 
 #[derive(Clone, Debug)]

@@ -1,4 +1,6 @@
-//! `redis://[user:password@]host[:port][/db]?ns=NAME&timeout_ms=N`, `rediss://` for TLS, `redis+unix:///path?ns=NAME`.
+//! `redis://[user:password@]host[:port][/db]?ns=NAME&timeout_ms=N`, `rediss://` for TLS, `redis+unix:///path?ns=NAME`;
+//! `redis+sentinel://[user:password@]host:port,…/PRIMARY`, `redis+cluster://[user:password@]host:port,…`, and both
+//! with `rediss+`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,6 +8,7 @@ use std::time::Duration;
 use redis::IntoConnectionInfo as _;
 use redis::io::tcp::TcpSettings;
 
+use super::finder::{By, Finder};
 use super::server::{Network, Server};
 use crate::error::{Error, Result};
 
@@ -100,23 +103,84 @@ pub(super) fn parse(url: &str) -> Result<Place> {
         }
     }
     crate::ledger::sqlite::check_namespace(namespace)?;
-    let connection = address.into_connection_info().map_err(|e| {
-        Error::config(format!(
-            "the ledger URL cannot be read ({}): write redis://host:6379?ns=prod",
-            e.category()
-        ))
-    })?;
-    let tcp = TcpSettings::default().set_nodelay(true);
     let timeout = Duration::from_millis(timeout_ms);
-    Ok(Place {
-        shown: shown(address, namespace),
-        server: Arc::new(Network {
-            connection: connection.set_tcp_settings(tcp),
+    let ns = Namespace::new(namespace);
+    let server: Arc<dyn Server> = match finder(address, &ns, timeout)? {
+        Some(finder) => Arc::new(finder),
+        None => Arc::new(Network {
+            connection: address
+                .into_connection_info()
+                .map_err(|e| unreadable(&e))?
+                .set_tcp_settings(TcpSettings::default().set_nodelay(true)),
             timeout,
         }),
-        ns: Namespace::new(namespace),
+    };
+    Ok(Place {
+        shown: shown(address, namespace),
+        server,
+        ns,
         timeout,
     })
+}
+
+/// What finds the server, where the URL names Sentinels or nodes of a cluster.
+fn finder(address: &str, ns: &Namespace, timeout: Duration) -> Result<Option<Finder>> {
+    let (scheme, rest) = address.split_once("://").unwrap_or(("", address));
+    let Some((plain, how)) = scheme.split_once('+').filter(|(_, how)| *how != "unix") else {
+        return Ok(None);
+    };
+    let (login, rest) = match rest.rsplit_once('@') {
+        Some((login, rest)) => (format!("{login}@"), rest),
+        None => (String::new(), rest),
+    };
+    let (seeds, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let (by, database) = match how {
+        "sentinel" => {
+            let (name, database) = path.split_once('/').unwrap_or((path, ""));
+            if name.is_empty() {
+                return Err(Error::config(
+                    "the ledger URL names no primary: write redis+sentinel://host:26379,host:26379/PRIMARY?ns=prod",
+                ));
+            }
+            (
+                By::Sentinel {
+                    name: name.to_owned(),
+                },
+                database,
+            )
+        }
+        "cluster" if path.is_empty() => (
+            By::Cluster {
+                key: ns.place("meta"),
+            },
+            "",
+        ),
+        "cluster" => {
+            return Err(Error::config(
+                "a Redis cluster has one database: the ledger URL must not name one",
+            ));
+        }
+        _ => {
+            return Err(Error::config(format!(
+                "{scheme}:// ledgers are not known: write redis://, redis+sentinel://, redis+cluster:// or redis+unix://"
+            )));
+        }
+    };
+    let database = if database.is_empty() {
+        String::new()
+    } else {
+        format!("/{database}")
+    };
+    let finder = Finder::new(by, (plain, &login), seeds, &database, timeout);
+    finder.check().map_err(|e| unreadable(&e))?;
+    Ok(Some(finder))
+}
+
+fn unreadable(error: &redis::RedisError) -> Error {
+    Error::config(format!(
+        "the ledger URL cannot be read ({}): write redis://host:6379?ns=prod",
+        error.category()
+    ))
 }
 
 fn shown(address: &str, namespace: &str) -> String {
@@ -140,6 +204,9 @@ mod tests {
             "redis://localhost?ns=default"
         );
         assert!(parse("rediss://kb-prod:6379").is_ok());
+        let sentinel = parse("rediss+sentinel://kb:hunter2@a:26379,b:26379/prod?ns=x").unwrap();
+        assert_eq!(sentinel.shown, "rediss+sentinel://a:26379,b:26379/prod?ns=x");
+        assert!(parse("redis+cluster://a:7000,b:7000?ns=x").is_ok());
         assert!(parse("redis+unix:///run/redis.sock?ns=a").is_ok());
     }
 
@@ -150,6 +217,10 @@ mod tests {
             "redis://u:hunter2@h?timeout_ms=0",
             "redis://u:hunter2@h?ns=a b",
             "redis://u:hunter2@h:port",
+            "redis+sentinel://u:hunter2@h:1",
+            "redis+cluster://u:hunter2@h:1/2",
+            "redis+cluster://u:hunter2@h:port",
+            "redis+magic://u:hunter2@h:1",
         ] {
             let error = parse(url).unwrap_err().to_string();
             assert!(!error.contains("hunter2"), "{error}");
