@@ -1,5 +1,5 @@
 //! What the ledger asks of the world around it: a server to connect to, and what differs between two runs of the same
-//! program. The simulation has its own (`keybrake_testkit::sim`); everybody else has [`Network`].
+//! program. The simulation has its own (`keybrake_testkit::sim`); everybody else has `Network`.
 
 use std::fmt::Debug;
 use std::sync::Arc;
