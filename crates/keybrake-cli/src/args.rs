@@ -73,6 +73,9 @@ pub(crate) enum Command {
     /// Run a program against the simulator and a throw-away ledger, and tell what it moved
     #[command(after_help = "Example:\n  keybrake dev -- python agent.py")]
     Dev(DevArgs),
+    /// Open a ledger that its server's restart has closed
+    #[command(subcommand)]
+    Ledger(LedgerCommand),
     /// Check the ledger, secrets, clock, permissions and versions, and say what to do
     Doctor(DoctorArgs),
     /// Not available yet
@@ -464,6 +467,18 @@ pub(crate) struct SimulateArgs {
     /// Port on 127.0.0.1; 0 takes a free one
     #[arg(long, default_value_t = 12111)]
     pub(crate) port: u16,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LedgerCommand {
+    /// Open it by hand, when no process that saw its last state is left to do it
+    #[command(after_help = "Example:
+  keybrake ledger open --reason \"compared with Stripe's dashboard after the restart\"")]
+    Open {
+        /// Why; goes into the audit
+        #[arg(long)]
+        reason: String,
+    },
 }
 
 #[derive(Args, Debug)]

@@ -37,6 +37,14 @@ impl Paint {
     }
 }
 
+/// A ledger's URL as it is said: `redis://kb-prod:6379 ns=prod`.
+pub(crate) fn ledger_name(url: &str) -> String {
+    match url.split_once("?ns=") {
+        Some((place, name)) if url.starts_with("redis") => format!("{place} ns={name}"),
+        _ => url.to_owned(),
+    }
+}
+
 /// A table without lines: a header, then rows. Columns whose name starts with `>` are set to the right.
 pub(crate) struct Rows {
     table: Table,

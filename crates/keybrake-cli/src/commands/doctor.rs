@@ -4,8 +4,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use keybrake::journal::Contents;
-use keybrake::ledger::State;
-use keybrake::{config, vendors};
+use keybrake::ledger::{CheckGrade as Grade, State};
+use keybrake::{ErrorKind, config, vendors};
 use serde_json::json;
 
 use crate::args::DoctorArgs;
@@ -13,14 +13,6 @@ use crate::context::{Context, Open};
 use crate::failure::{Failure, Outcome, exit};
 use crate::journal;
 use crate::show::{count, span, time};
-
-/// How a check went.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Grade {
-    Good,
-    Look,
-    Bad,
-}
 
 /// One check: what was found, and what to do about it.
 struct Check {
@@ -52,6 +44,7 @@ pub(crate) async fn run(context: &mut Context<'_>, args: &DoctorArgs) -> Outcome
             }
             waiting(&mut checks, &open).await;
             let read = ledger(&mut checks, &open).await;
+            place(&mut checks, &open).await;
             let trusted = clock(&mut checks, &open, context.clock.now_ms()).await;
             if let (Err(failure), Ok(())) = (&read, &trusted) {
                 let message = failure.message.clone();
@@ -178,11 +171,28 @@ fn number(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }
 
+/// What the ledger says of the server that it is on.
+async fn place(checks: &mut Vec<Check>, open: &Open) {
+    match open.ledger.checks().await {
+        Ok(found) => checks.extend(
+            found
+                .into_iter()
+                .map(|check| Check::new(check.name, check.grade, check.found, check.advice)),
+        ),
+        Err(error) => checks.push(Check::new("server", Grade::Bad, error.to_string(), "")),
+    }
+}
+
 /// Whether the ledger trusts the machine's clock: with a clock that jumped, it refuses everything.
 async fn clock(checks: &mut Vec<Check>, open: &Open, machine_ms: i64) -> Result<(), Failure> {
     // Every step that may write looks at the clock first; this one has nothing to do.
     if let Err(error) = open.ledger.sweep(0).await {
+        let closed = error.kind() == ErrorKind::LedgerRecovering;
         let failure = Failure::from(error);
+        if closed {
+            // Said already: it is not the clock.
+            return Err(failure);
+        }
         let advice = "when the machine's clock is right: keybrake doctor --accept-clock";
         checks.push(Check::new("clock", Grade::Bad, failure.message.clone(), advice));
         return Err(failure);

@@ -7,6 +7,7 @@ mod doctor;
 mod holds;
 mod init;
 mod keys;
+mod ledger;
 mod policy;
 mod reconcile;
 mod simulate;
@@ -35,6 +36,7 @@ pub(crate) async fn run(context: &mut Context<'_>, command: Command) -> Outcome 
         Command::Reconcile(args) => reconcile::run(context, args).await,
         Command::Simulate(args) => simulate::run(context, args).await,
         Command::Dev(args) => dev::run(context, args).await,
+        Command::Ledger(command) => ledger::run(context, command).await,
         Command::Doctor(args) => doctor::run(context, &args).await,
         Command::Top(_) => Err(Failure::later("keybrake top")),
         Command::Drill(_) => Err(Failure::later("keybrake drill")),

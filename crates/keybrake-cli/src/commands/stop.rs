@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::args::{ResumeArgs, ScopeArgs, StopArgs};
 use crate::context::{Context, Open};
 use crate::failure::{Failure, Outcome, exit};
-use crate::show::{Rows, count, short, span, time, usd};
+use crate::show::{Rows, count, ledger_name, short, span, time, usd};
 
 pub(crate) async fn stop(context: &mut Context<'_>, args: StopArgs) -> Outcome {
     if args.hard {
@@ -44,7 +44,7 @@ pub(crate) async fn stop(context: &mut Context<'_>, args: StopArgs) -> Outcome {
     let name = printable(word(&scope));
     context.line(format!(
         "{headline} {name} on {} in {}",
-        printable(&open.info.url),
+        printable(&ledger_name(&open.info.url)),
         span(took_ms)
     ))?;
     if earlier {
@@ -136,7 +136,7 @@ pub(crate) async fn resume(context: &mut Context<'_>, args: ResumeArgs) -> Outco
         context.line(format!(
             "{headline} {} on {}",
             printable(word(&scope)),
-            printable(&open.info.url)
+            printable(&ledger_name(&open.info.url))
         ))?;
         tell_other_stops(context, &open).await?;
     }
@@ -189,7 +189,7 @@ fn sure(context: &mut Context<'_>) -> Result<bool, Failure> {
     let url = context.ledger_url()?;
     context.confirm(&format!(
         "Stop everything on {}?",
-        printable(&crate::context::without_password(&url))
+        printable(&ledger_name(&crate::context::without_password(&url)))
     ))
 }
 

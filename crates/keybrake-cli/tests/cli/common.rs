@@ -44,6 +44,11 @@ impl Place {
         Self { directory, url }
     }
 
+    /// A directory whose commands use the ledger of this URL.
+    pub(crate) fn on(url: String) -> Self {
+        Self { url, ..Self::new() }
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }

@@ -11,5 +11,6 @@ mod common;
 mod control;
 mod governed;
 mod questions;
+mod redis;
 mod settings;
 mod terminal;

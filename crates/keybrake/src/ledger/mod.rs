@@ -85,6 +85,11 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
         Ok(false)
     }
 
+    /// What a person should know of where the ledger is kept. Nothing, for one that needs no server.
+    async fn checks(&self) -> Result<Vec<LedgerCheck>> {
+        Ok(Vec::new())
+    }
+
     /// All keys, newest first.
     async fn keys(&self) -> Result<Vec<KeyRecord>>;
 

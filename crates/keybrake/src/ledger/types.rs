@@ -392,6 +392,31 @@ pub struct LedgerInfo {
     pub open_holds: u64,
 }
 
+/// How something that a ledger tells of its place is to be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckGrade {
+    /// As it should be.
+    Good,
+    /// It works, and a person should know what it can lose or show.
+    Look,
+    /// It does not work like this.
+    Bad,
+}
+
+/// One thing that a ledger tells of where it is kept, for `keybrake doctor`. Holds no password.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LedgerCheck {
+    /// What was looked at, such as `durability`.
+    pub name: &'static str,
+    /// How it is to be taken.
+    pub grade: CheckGrade,
+    /// What was found.
+    pub found: String,
+    /// What to do; empty when there is nothing to do.
+    pub advice: String,
+}
+
 /// What a verification found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyReport {

@@ -27,7 +27,8 @@ local PLACES = 10
 
 -- Ledger time: never back. A test's ledger stands still at `fixed`.
 local function ledger(p)
-  local m = redis.call('HMGET', p.meta, 'seq', 'seen', 'gv', 'sv', 'fixed', 'id', 'lost', 'hand', 'run', 'from')
+  local m = redis.call('HMGET', p.meta, 'seq', 'seen', 'gv', 'sv', 'fixed', 'id', 'lost', 'hand', 'run', 'from',
+                       'open')
   local now
   if m[5] then
     now = tonumber(m[5])
@@ -39,7 +40,7 @@ local function ledger(p)
   if seen > now then now = seen end
   return { seq = tonumber(m[1]) or 0, now = now, seen = seen, gv = m[3] or '0', sv = m[4] or '0',
            fixed = m[5] and true or false, id = m[6] or '', hand = tonumber(m[8]) or 0,
-           run = string.sub(m[9] or '', 1, 12), from = tonumber(m[10]) or 0,
+           run = string.sub(m[9] or '', 1, 12), from = tonumber(m[10]) or 0, holds = tonumber(m[11]) or 0,
            open = opened[p.meta] and m[6] and not m[7] }
 end
 
@@ -50,8 +51,9 @@ end
 
 local function split(value)
   if not value then return 0, 0 end
-  local used, held = string.match(value, '^(-?%d+):(-?%d+)$')
-  return tonumber(used), tonumber(held)
+  local colon = string.find(value, ':', 2, true)
+  if not colon then return nil end
+  return tonumber(string.sub(value, 1, colon - 1)), tonumber(string.sub(value, colon + 1))
 end
 
 -- Reads texts in order from the arguments.
@@ -84,6 +86,13 @@ local function texts_of(keys)
   return found
 end
 
+-- Writes names and values, one after the other, into a hash.
+local function set_fields(key, fields)
+  for from = 1, #fields, 1000 do
+    redis.call('HSET', key, unpack(fields, from, math.min(from + 999, #fields)))
+  end
+end
+
 -- What differs from what was read: index and present value, '' where there is none.
 local function differences(expected, present)
   local out = {}
@@ -95,13 +104,6 @@ local function differences(expected, present)
     end
   end
   return out
-end
-
-local function holds_of(used, held, finding, limit)
-  if finding == 'total<=' then return used + held <= limit end
-  if finding == 'total>' then return used + held > limit end
-  if finding == 'used>' then return used > limit end
-  return true
 end
 
 -- Deadlines that have passed and that the step does not deal with.
@@ -136,134 +138,160 @@ local function close(p, known)
 end
 
 -- KEYS: places, then the records that are keys of their own.
--- ARGV: see `commit` in wire.rs, which writes it in this order.
+-- ARGV: see `commit` in wire.rs, which writes it in this order. It is read by index, in one pass, because this is the
+-- function that every decision waits for.
 local function commit(keys, argv)
   local p = places(keys)
-  local r = reader(argv)
   local l = ledger(p)
-  local guessed, slack, from, upto = r.number(), r.number(), r.number(), r.number()
-  local gv, sv, looks_at_deadlines = r.text(), r.text(), r.text()
-  local id, known = r.text(), memory(r)
+  local now = l.now
+  local guessed, slack, from, upto = tonumber(argv[1]), tonumber(argv[2]), tonumber(argv[3]), tonumber(argv[4])
+  local gv, sv, looks_at_deadlines, id = argv[5], argv[6], argv[7], argv[8]
+  local known = { hand = tonumber(argv[9]), run = argv[10], seq = tonumber(argv[11]) }
   if not l.open or id ~= l.id then return { 'closed', standing(l) } end
   -- The client has seen events that are not here: this is older data. Nobody writes on it until that is resolved.
   if behind(l, known) then
     close(p, known)
     return { 'closed', standing(l) }
   end
+  local at = 12
 
+  local field_count = tonumber(argv[at])
   local fields, expected_fields = {}, {}
-  for i = 1, r.number() do fields[i] = r.text(); expected_fields[i] = r.text() end
+  for i = 1, field_count do fields[i] = argv[at + 2 * i - 1]; expected_fields[i] = argv[at + 2 * i] end
+  at = at + 2 * field_count + 1
+  local text_count = tonumber(argv[at])
   local texts, expected_texts = {}, {}
-  for i = 1, r.number() do texts[i] = keys[PLACES + i]; expected_texts[i] = r.text() end
+  for i = 1, text_count do texts[i] = keys[PLACES + i]; expected_texts[i] = argv[at + i] end
+  at = at + text_count + 1
 
-  local names, change = {}, {}
+  local name_count = tonumber(argv[at])
+  local names, used_before, held_before, used_after, held_after, changed = {}, {}, {}, {}, {}, {}
   local fits = true
-  for i = 1, r.number() do
-    names[i] = r.text()
-    change[i] = { r.number(), r.number() }
-  end
-  local counters = #names > 0 and fields_of(p.counters, names) or {}
-  local after, values = {}, {}
-  for i = 1, #names do
+  for i = 1, name_count do names[i] = argv[at + 3 * i - 2] end
+  local counters = name_count > 0 and fields_of(p.counters, names) or {}
+  for i = 1, name_count do
     local used, held = split(counters[i])
-    if not used then return redis.error_reply('KBCORRUPT the counter ' .. names[i] .. ' cannot be read') end
-    after[i] = { used + change[i][1], held + change[i][2] }
-    if math.abs(after[i][1]) > MAX or math.abs(after[i][2]) > MAX then
+    if not used or not held then
+      return redis.error_reply('KBCORRUPT the counter ' .. names[i] .. ' cannot be read')
+    end
+    local more_used, more_held = tonumber(argv[at + 3 * i - 1]), tonumber(argv[at + 3 * i])
+    used_before[i], held_before[i] = used, held
+    used_after[i], held_after[i] = used + more_used, held + more_held
+    changed[i] = more_used ~= 0 or more_held ~= 0
+    if math.abs(used_after[i]) > MAX or math.abs(held_after[i]) > MAX then
       return redis.error_reply('KBOVERFLOW the counter ' .. names[i] .. ' would overflow')
     end
   end
-  for _ = 1, r.number() do
-    local i, finding = r.number(), r.text()
-    if finding == 'exact' then
-      if (counters[i] or '0:0') ~= r.text() then fits = false end
-    else
-      local used, held = split(counters[i])
-      if not holds_of(used, held, finding, r.number()) then fits = false end
+  at = at + 3 * name_count + 1
+  local guard_count = tonumber(argv[at])
+  for g = 1, guard_count do
+    local i, finding, limit = tonumber(argv[at + 3 * g - 2]), argv[at + 3 * g - 1], argv[at + 3 * g]
+    if finding == 'total<=' then
+      if used_before[i] + held_before[i] > tonumber(limit) then fits = false end
+    elseif finding == 'total>' then
+      if used_before[i] + held_before[i] <= tonumber(limit) then fits = false end
+    elseif finding == 'used>' then
+      if used_before[i] <= tonumber(limit) then fits = false end
+    elseif (counters[i] or '0:0') ~= limit then
+      fits = false
     end
   end
+  at = at + 3 * guard_count + 1
 
+  local holder_count = tonumber(argv[at])
   local holders, more = {}, {}
-  for i = 1, r.number() do
-    holders[i] = r.text()
-    more[i] = r.number()
-    local finding, limit = r.text(), r.number()
+  for i = 1, holder_count do
+    local base = at + 4 * i
+    holders[i], more[i] = argv[base - 3], argv[base - 2]
+    local finding = argv[base - 1]
     if finding ~= '' then
+      local limit = tonumber(argv[base])
       local open = tonumber(redis.call('HGET', p.holds, holders[i]) or '0')
       if (finding == '<' and open >= limit) or (finding == '>=' and open < limit) then fits = false end
     end
   end
+  at = at + 4 * holder_count + 1
 
-  -- Writes, still only read from the arguments.
-  local new_fields = {}
-  for i = 1, r.number() do new_fields[i] = { r.text(), r.text() } end
-  local new_texts = {}
-  for i = 1, r.number() do new_texts[i] = { r.number(), r.text(), r.text() } end
-  local new_stops = {}
-  for i = 1, r.number() do new_stops[i] = { r.text(), r.text() } end
-  local listings, dealt = {}, {}
-  local dealt_count = 0
-  for i = 1, r.number() do
-    listings[i] = { r.text(), r.text(), r.text() }
-    if listings[i][1] == 'deadlines' then
-      dealt[listings[i][2]] = true
+  -- Writes, still only read from the arguments: where each list begins, and how many it has.
+  local new_fields, new_field_count = at, tonumber(argv[at])
+  at = at + 2 * new_field_count + 1
+  local new_texts, new_text_count = at, tonumber(argv[at])
+  at = at + 3 * new_text_count + 1
+  local new_stops, new_stop_count = at, tonumber(argv[at])
+  at = at + 2 * new_stop_count + 1
+  local listings, listing_count = at, tonumber(argv[at])
+  local dealt, dealt_count = {}, 0
+  for i = 1, listing_count do
+    if argv[listings + 3 * i - 2] == 'deadlines' then
+      dealt[argv[listings + 3 * i - 1]] = true
       dealt_count = dealt_count + 1
     end
   end
-  local more_groups, more_open = r.number(), r.number()
-  local log = {}
-  for i = 1, r.number() do log[i] = r.text() end
+  at = at + 3 * listing_count + 1
+  local more_groups, more_open, log_count = tonumber(argv[at]), tonumber(argv[at + 1]), tonumber(argv[at + 2])
+  local log = at + 2
 
   -- Does everything still stand?
-  local late = l.now - guessed
-  local timely = from <= l.now and l.now < upto
+  local late = now - guessed
+  local timely = from <= now and now < upto
   if l.fixed then timely = timely and late == 0 else timely = timely and late <= slack and late >= -slack end
-  local other_fields = differences(expected_fields, #fields > 0 and fields_of(p.records, fields) or {})
-  local other_texts = differences(expected_texts, #texts > 0 and texts_of(texts) or {})
-  local due = looks_at_deadlines == '1' and overdue(p, l.now, dealt, dealt_count) or {}
+  local other_fields = field_count > 0 and differences(expected_fields, fields_of(p.records, fields)) or {}
+  local other_texts = text_count > 0 and differences(expected_texts, texts_of(texts)) or {}
+  local due = looks_at_deadlines == '1' and overdue(p, now, dealt, dealt_count) or {}
   if not (fits and timely and gv == l.gv and sv == l.sv and #other_fields == 0 and #other_texts == 0 and #due == 0) then
     local present = {}
-    for i = 1, #names do present[i] = counters[i] or '0:0' end
+    for i = 1, name_count do present[i] = counters[i] or '0:0' end
     local stops = sv ~= l.sv and redis.call('HGETALL', p.stops) or {}
-    local open = #holders > 0 and fields_of(p.holds, holders) or {}
-    for i = 1, #holders do open[i] = open[i] or '0' end
+    local open = holder_count > 0 and fields_of(p.holds, holders) or {}
+    for i = 1, holder_count do open[i] = open[i] or '0' end
     return { 'moved', standing(l), other_fields, other_texts, present, due, stops, open }
   end
 
   -- From here on only writes.
-  for i = 1, #names do
-    values[i] = whole(after[i][1]) .. ':' .. whole(after[i][2])
-    if change[i][1] ~= 0 or change[i][2] ~= 0 then redis.call('HSET', p.counters, names[i], values[i]) end
-  end
-  for i = 1, #holders do
-    if more[i] ~= 0 then redis.call('HINCRBY', p.holds, holders[i], whole(more[i])) end
-  end
-  for _, w in ipairs(new_fields) do redis.call('HSET', p.records, w[1], w[2]) end
-  for _, w in ipairs(new_texts) do
-    if w[3] == '' then
-      redis.call('SET', texts[w[1]], w[2])
-    else
-      redis.call('SET', texts[w[1]], w[2], 'PX', w[3])
+  local values, pairs_of_counters = {}, {}
+  for i = 1, name_count do
+    values[i] = string.format('%.0f:%.0f', used_after[i], held_after[i])
+    if changed[i] then
+      pairs_of_counters[#pairs_of_counters + 1] = names[i]
+      pairs_of_counters[#pairs_of_counters + 1] = values[i]
     end
   end
-  for _, w in ipairs(new_stops) do
-    if w[2] == '' then redis.call('HDEL', p.stops, w[1]) else redis.call('HSET', p.stops, w[1], w[2]) end
+  set_fields(p.counters, pairs_of_counters)
+  for i = 1, holder_count do
+    if more[i] ~= '0' then redis.call('HINCRBY', p.holds, holders[i], more[i]) end
   end
-  for _, w in ipairs(listings) do
-    if w[3] == '' then redis.call('ZREM', p[w[1]], w[2]) else redis.call('ZADD', p[w[1]], w[3], w[2]) end
+  for i = 1, new_field_count do
+    redis.call('HSET', p.records, argv[new_fields + 2 * i - 1], argv[new_fields + 2 * i])
   end
-  local usage = table.concat(values, ',')
-  local at = whole(l.now)
-  for i = 1, #log do
-    redis.call('XADD', p.events, whole(l.seq + i) .. '-0', 'd', log[i], 't', at, 'u', usage)
+  for i = 1, new_text_count do
+    local base = new_texts + 3 * i
+    local key, text, kept = texts[tonumber(argv[base - 2])], argv[base - 1], argv[base]
+    if kept == '' then redis.call('SET', key, text) else redis.call('SET', key, text, 'PX', kept) end
+  end
+  for i = 1, new_stop_count do
+    local scope, text = argv[new_stops + 2 * i - 1], argv[new_stops + 2 * i]
+    if text == '' then redis.call('HDEL', p.stops, scope) else redis.call('HSET', p.stops, scope, text) end
+  end
+  for i = 1, listing_count do
+    local base = listings + 3 * i
+    local list, member, score = p[argv[base - 2]], argv[base - 1], argv[base]
+    if score == '' then redis.call('ZREM', list, member) else redis.call('ZADD', list, score, member) end
+  end
+  local at_ms = whole(now)
+  if log_count > 0 then
+    local usage = table.concat(values, ',')
+    for i = 1, log_count do
+      redis.call('XADD', p.events, whole(l.seq + i) .. '-0', 'd', argv[log + i], 't', at_ms, 'u', usage)
+    end
   end
   local meta = {}
-  if #log > 0 then meta[1] = 'seq'; meta[2] = whole(l.seq + #log) end
-  if l.now > l.seen then meta[#meta + 1] = 'seen'; meta[#meta + 1] = at end
+  if log_count > 0 then meta[1] = 'seq'; meta[2] = whole(l.seq + log_count) end
+  if now > l.seen then meta[#meta + 1] = 'seen'; meta[#meta + 1] = at_ms end
   if more_groups ~= 0 then meta[#meta + 1] = 'gv'; meta[#meta + 1] = whole(tonumber(l.gv) + more_groups) end
-  if #new_stops > 0 then meta[#meta + 1] = 'sv'; meta[#meta + 1] = whole(tonumber(l.sv) + 1) end
+  if new_stop_count > 0 then meta[#meta + 1] = 'sv'; meta[#meta + 1] = whole(tonumber(l.sv) + 1) end
+  if more_open ~= 0 then meta[#meta + 1] = 'open'; meta[#meta + 1] = whole(l.holds + more_open) end
   if #meta > 0 then redis.call('HSET', p.meta, unpack(meta)) end
-  if more_open ~= 0 then redis.call('HINCRBY', p.meta, 'open', whole(more_open)) end
-  l.seq = l.seq + #log
+  l.seq = l.seq + log_count
   return { 'done', standing(l), values }
 end
 

@@ -3,6 +3,7 @@
 //! | file | what it does |
 //! | --- | --- |
 //! | `url`, `finder`, `link`, `server` | where the server is, and the one connection to it |
+//! | `checks` | what `keybrake doctor` tells |
 //! | `library`, `library.lua` | the functions that the server runs |
 //! | `life` | what is looked at before a server is used; whether the ledger is open |
 //! | `records`, `log` | how records and events are written |
@@ -12,6 +13,7 @@
 //! Every decision is a step of [`rules`], run on copies of the records. Its commit is one call of one function, which
 //! compares everything that the step rests on, in the same atomic step as the writes: docs/decisions/0008.
 
+mod checks;
 mod copies;
 mod draft;
 mod finder;
@@ -39,9 +41,9 @@ use super::events::{Event, EventFilter};
 use super::rules;
 use super::store::Store as _;
 use super::types::{
-    AdminNote, BudgetDef, BudgetUsage, HoldFilter, IssueKey, KeyRecord, LedgerInfo, LedgerSecret,
-    Reservation, ReserveAnswer, ReserveRequest, Scope, SettleAnswer, Settlement, Stop, StopAnswer, StopScope,
-    TokenHash, VerifyReport,
+    AdminNote, BudgetDef, BudgetUsage, HoldFilter, IssueKey, KeyRecord, LedgerCheck, LedgerInfo,
+    LedgerSecret, Reservation, ReserveAnswer, ReserveRequest, Scope, SettleAnswer, Settlement, Stop,
+    StopAnswer, StopScope, TokenHash, VerifyReport,
 };
 use crate::clock::Clock;
 use crate::error::{Error, Result};
@@ -147,6 +149,7 @@ impl RedisLedger {
     ) -> Result<Self> {
         let place = Place {
             server,
+            transport: url::Transport::Machine,
             ns: url::Namespace::new(super::sqlite::DEFAULT_NAMESPACE),
             timeout,
             shown: "redis://simulated".to_owned(),
@@ -238,6 +241,10 @@ impl Ledger for RedisLedger {
 
     fn records_replies(&self) -> bool {
         !self.secret_in_ledger
+    }
+
+    async fn checks(&self) -> Result<Vec<LedgerCheck>> {
+        self.checked().await
     }
 
     async fn open_by_hand(&self, admin: AdminNote) -> Result<bool> {

@@ -20,10 +20,51 @@ const TIMEOUT_RANGE_MS: std::ops::RangeInclusive<u64> = 10..=60_000;
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     pub(super) server: Arc<dyn Server>,
+    pub(super) transport: Transport,
     pub(super) ns: Namespace,
     pub(super) timeout: Duration,
     /// The URL without user and password.
     pub(super) shown: String,
+}
+
+/// What the way to the server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transport {
+    Tls,
+    /// Plain, and it does not leave this machine.
+    Machine,
+    /// Plain, over a network.
+    Network,
+}
+
+impl Transport {
+    /// Of an address without its query; it may name several hosts.
+    fn of(address: &str) -> Self {
+        let (scheme, rest) = address.split_once("://").unwrap_or(("redis", address));
+        if scheme.starts_with("rediss") {
+            return Self::Tls;
+        }
+        let rest = rest.rsplit_once('@').map_or(rest, |(_, hosts)| hosts);
+        let hosts = rest.split('/').next().unwrap_or(rest);
+        if scheme == "redis+unix" || hosts.split(',').all(|host| is_loopback(without_port(host))) {
+            Self::Machine
+        } else {
+            Self::Network
+        }
+    }
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, _)) if name.ends_with(']') || !name.contains(':') => name,
+        _ => host,
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let host = host.trim_matches(['[', ']']);
+    let address = host.parse::<std::net::IpAddr>();
+    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// A namespace: all of its keys are in one slot of a cluster.
@@ -117,6 +158,7 @@ pub(super) fn parse(url: &str) -> Result<Place> {
     };
     Ok(Place {
         shown: shown(address, namespace),
+        transport: Transport::of(address),
         server,
         ns,
         timeout,
@@ -208,6 +250,22 @@ mod tests {
         assert_eq!(sentinel.shown, "rediss+sentinel://a:26379,b:26379/prod?ns=x");
         assert!(parse("redis+cluster://a:7000,b:7000?ns=x").is_ok());
         assert!(parse("redis+unix:///run/redis.sock?ns=a").is_ok());
+    }
+
+    #[test]
+    fn it_is_known_which_ways_leave_the_machine() {
+        let way = |url| parse(url).unwrap().transport;
+        for near in [
+            "redis://127.0.0.1:1",
+            "redis://localhost",
+            "redis://[::1]:1",
+            "redis+unix:///run/a.sock",
+        ] {
+            assert_eq!(way(near), Transport::Machine, "{near}");
+        }
+        assert_eq!(way("rediss://kb-prod"), Transport::Tls);
+        assert_eq!(way("redis://kb-prod"), Transport::Network);
+        assert_eq!(way("redis://10.0.0.7"), Transport::Network);
     }
 
     #[test]
