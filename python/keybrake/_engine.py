@@ -14,6 +14,7 @@ from keybrake import _keybrake
 from keybrake._errors import KeybrakeError
 
 Answer = _keybrake.Answer
+Stream = _keybrake.Stream
 T = TypeVar("T")
 _BASE_URL = "KEYBRAKE_BASE_URL_"
 
@@ -78,6 +79,20 @@ class Engine:
         task = self.native().start_send(method, url, headers, body, context, wait_ms, waiter.done)
         return await waiter.wait(task)
 
+    async def open_stream_async(
+        self,
+        method: str,
+        url: str,
+        headers: list[tuple[str, str]],
+        body: bytes,
+        context: str,
+        wait_ms: int,
+    ) -> Answer:
+        """As `send_async`, but a document is left to be read as it arrives."""
+        waiter: Waiter[Answer] = Waiter()
+        task = self.native().start_open_stream(method, url, headers, body, context, wait_ms, waiter.done)
+        return await waiter.wait(task)
+
     def close(self) -> None:
         """Ends the engine of this process. Safe to repeat."""
         pid, native = self._mine
@@ -89,6 +104,18 @@ class Engine:
     def closed(self) -> bool:
         """Whether it was closed."""
         return self._closed
+
+
+async def read_async(stream: Stream) -> bytes | None:
+    """The next piece of a body from asyncio."""
+    waiter: Waiter[bytes | None] = Waiter()
+    return await waiter.wait(stream.start_read(waiter.done))
+
+
+async def close_async(stream: Stream) -> None:
+    """Ends a body from asyncio."""
+    waiter: Waiter[None] = Waiter()
+    await waiter.wait(stream.start_close(waiter.done))
 
 
 class Waiter(Generic[T]):

@@ -7,6 +7,7 @@ __all__ = [
     "Answer",
     "Engine",
     "Simulator",
+    "Stream",
     "Task",
     "__version__",
     "after_fork",
@@ -28,7 +29,7 @@ class Answer:
 
     @property
     def kind(self) -> str:
-        """`reply`, `denied` or `lost`."""
+        """`reply`, `denied`, `lost`, or `stream`: a reply whose body is still to be read."""
     @property
     def status(self) -> int:
         """HTTP status; 0 when there is no reply."""
@@ -50,6 +51,8 @@ class Answer:
     @property
     def never_sent(self) -> bool:
         """Whether it is certain that nothing left."""
+    def take_stream(self) -> Stream | None:
+        """The body of a `stream`, once."""
 
 @final
 class Task:
@@ -88,12 +91,52 @@ class Engine:
         done: Callable[[Answer | None, Exception | None], None],
     ) -> Task:
         """The same without waiting; `done` is called on the engine's own thread."""
+    def open_stream(
+        self,
+        method: str,
+        url: str,
+        headers: list[tuple[str, str]],
+        body: bytes,
+        context: str,
+        wait_ms: int,
+    ) -> Answer:
+        """As `send`, but a document (a quote's PDF, a file's contents) is left to be read as it arrives."""
+    def start_open_stream(
+        self,
+        method: str,
+        url: str,
+        headers: list[tuple[str, str]],
+        body: bytes,
+        context: str,
+        wait_ms: int,
+        done: Callable[[Answer | None, Exception | None], None],
+    ) -> Task:
+        """The same without waiting; `done` is called on the engine's own thread."""
     def ask(self, what: str, arguments: str) -> str:
         """One question or order to the ledger; arguments and answer are JSON."""
     def start_ask(self, what: str, arguments: str, done: Callable[[str | None, Exception | None], None]) -> Task:
         """The same without waiting; `done` is called on the engine's own thread."""
     def close(self) -> None:
         """Writes down what is still lazy and ends the runtime. Calls under way are aborted, their holds stand."""
+
+@final
+class Stream:
+    """The body of a reply that is handed on as it arrives. Dropping it before its end leaves the call unknown."""
+
+    def read(self) -> bytes | None:
+        """The next piece; None at the end, by which the call is settled, and when it broke off: see `reason`."""
+    def start_read(self, done: Callable[[bytes | None, Exception | None], None]) -> Task:
+        """The same without waiting; `done` is called on the engine's own thread."""
+    def close(self) -> None:
+        """Ends it, and returns when that is recorded. Safe to repeat."""
+    def start_close(self, done: Callable[[None, Exception | None], None]) -> Task:
+        """The same without waiting; `done` is called on the engine's own thread."""
+    @property
+    def record(self) -> str:
+        """The call as the audit has it, as JSON; final once the body is over."""
+    @property
+    def reason(self) -> str | None:
+        """Why it broke off, in a word."""
 
 @final
 class Simulator:

@@ -176,6 +176,7 @@ StripeOperation: TypeAlias = Literal[
     "files.list",
     "files.create",
     "files.retrieve",
+    "files.contents",
     "financial_connections.accounts.list",
     "financial_connections.accounts.retrieve",
     "financial_connections.accounts.disconnect",

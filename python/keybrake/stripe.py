@@ -10,14 +10,14 @@ import json
 import os
 from collections.abc import AsyncIterator, Mapping
 from decimal import Decimal
-from io import BytesIO
+from io import BufferedReader, BytesIO, RawIOBase
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import stripe as _stripe
 
 from keybrake._context import Here, here
-from keybrake._engine import Answer
+from keybrake._engine import Answer, Stream, close_async, read_async
 from keybrake._errors import ConfigError, Denied
 from keybrake._money import usd_from_micros
 from keybrake._types import Budget, CallInfo, Verdict
@@ -130,9 +130,17 @@ class BrakeTransport(_stripe.HTTPClient):
         *,
         _usage: list[str] | None = None,
     ) -> tuple[Any, int, Mapping[str, str]]:
-        """One governed attempt; the whole body is there, and settled, before its first byte is handed on."""
-        body, status, reply_headers = self.request(method, url, headers, post_data)
-        return BytesIO(cast(bytes, body)), status, reply_headers
+        """One governed attempt. A document is handed on as it arrives, and settled by its end.
+
+        Anything else, an error too, is there whole, and settled before.
+        """
+        call = self._call(method, url, headers, post_data)
+        answer = self._keybrake.engine.native().open_stream(*call.send)
+        stream = answer.take_stream()
+        if stream is not None:
+            return BufferedReader(_Document(call, answer, stream)), answer.status, _Headers(answer.headers)
+        body, status, reply_headers = call.finish(answer)
+        return BytesIO(body), status, reply_headers
 
     async def request_async(
         self, method: str, url: str, headers: Mapping[str, str], post_data: Any = None
@@ -144,8 +152,13 @@ class BrakeTransport(_stripe.HTTPClient):
     async def request_stream_async(
         self, method: str, url: str, headers: Mapping[str, str], post_data: Any = None
     ) -> tuple[Any, int, Mapping[str, str]]:
-        """As `request_stream`."""
-        body, status, reply_headers = await self.request_async(method, url, headers, post_data)
+        """As `request_stream`. Cancelling it, or leaving the loop early, leaves the call unknown."""
+        call = self._call(method, url, headers, post_data)
+        answer = await self._keybrake.engine.open_stream_async(*call.send)
+        stream = answer.take_stream()
+        if stream is not None:
+            return _pieces(call, answer, stream), answer.status, _Headers(answer.headers)
+        body, status, reply_headers = call.finish(answer)
         return _once(body), status, reply_headers
 
     async def sleep_async(self, secs: float) -> None:
@@ -207,13 +220,82 @@ class _Call:
             if not answer.never_sent:
                 hooks.fire("unknown", info)
             raise _lost(answer, info)
+        self._settled(record, info)
+        return answer.body, answer.status, _Headers(answer.headers)
+
+    def read(self, answer: Answer, stream: Stream) -> None:
+        """Accounts for a document whose body is over, and raises if it broke off."""
+        record = json.loads(stream.record)
+        info = _info(record, answer, None)
+        if self._run is not None:
+            self._run.record(info)
+        self._keybrake.hooks.fire("call", info)
+        if info.verdict == "unknown":
+            self._keybrake.hooks.fire("unknown", info)
+        else:
+            self._settled(record, info)
+        if stream.reason is not None:
+            text = f"Stripe's reply broke off ({stream.reason}); ask for it again (call {info.call_id})"
+            raise _stripe.APIConnectionError(text, should_retry=True)  # type: ignore[no-untyped-call]
+
+    def _settled(self, record: Mapping[str, Any], info: CallInfo) -> None:
+        hooks = self._keybrake.hooks
         if info.replayed:
             hooks.fire("replayed", info)
         if record["tightest"] and hooks.heard("budget"):
             budget = Budget.from_view(record["tightest"])
             if budget.used + budget.held >= budget.cap * _CAP_WARNING:
                 hooks.fire("budget", budget)
-        return answer.body, answer.status, _Headers(answer.headers)
+
+
+class _Document(RawIOBase):
+    """The body of a document as the SDK's `io`: each read waits for what has arrived, no longer.
+
+    Read to its end or close it (`with`): a document that is given up is recorded then, as `unknown`.
+    """
+
+    def __init__(self, call: _Call, answer: Answer, stream: Stream) -> None:
+        super().__init__()
+        self._call = call
+        self._answer = answer
+        self._stream = stream
+        self._piece = memoryview(b"")
+        self._over = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        if not self._piece and not self._over:
+            piece = self._stream.read()
+            if piece is None:
+                self._over = True
+                self._call.read(self._answer, self._stream)
+                return 0
+            self._piece = memoryview(piece)
+        taken = min(len(into), len(self._piece))
+        into[:taken] = self._piece[:taken]
+        self._piece = self._piece[taken:]
+        return taken
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        super().close()
+        if not self._over:
+            self._over = True
+            self._stream.close()
+            self._call.read(self._answer, self._stream)
+
+
+async def _pieces(call: _Call, answer: Answer, stream: Stream) -> AsyncIterator[bytes]:
+    """The body of a document as it arrives."""
+    try:
+        while (piece := await read_async(stream)) is not None:
+            yield piece
+    finally:
+        await close_async(stream)
+        call.read(answer, stream)
 
 
 def client(

@@ -79,8 +79,18 @@ impl World {
         Self::start("memory:", now_ms, policy, limits()).await
     }
 
+    /// A world in memory whose simulator starts so.
+    pub async fn with(options: SimulatorOptions, policy: Value) -> Self {
+        let stripe = Simulator::start(options).unwrap();
+        Self::before(stripe, "memory:", SystemClock.now_ms(), policy, limits()).await
+    }
+
     async fn start(ledger: &str, now_ms: i64, policy: Value, limits: Limits) -> Self {
         let stripe = Simulator::start(SimulatorOptions::default()).unwrap();
+        Self::before(stripe, ledger, now_ms, policy, limits).await
+    }
+
+    async fn before(stripe: Simulator, ledger: &str, now_ms: i64, policy: Value, limits: Limits) -> Self {
         let clock = Arc::new(ManualClock::at(now_ms));
         let kb = Keybrake::builder()
             .ledger(ledger)

@@ -1,6 +1,6 @@
 //! One governed call: what Python hands over, and what it gets back.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::engine::Core;
+use crate::stream::{Reading, Stream};
 
 /// A call as the SDK made it.
 pub(crate) struct Outgoing {
@@ -66,10 +67,31 @@ impl Outgoing {
     }
 }
 
-/// Makes the call.
+/// Makes the call and reads its reply whole.
 pub(crate) async fn send(core: Arc<Core>, outgoing: Outgoing) -> Result<Answer> {
     let shell = core.keybrake().await?.shell();
-    let answer = shell.send(outgoing.call, outgoing.context, outgoing.wait).await?;
+    ended(shell.send(outgoing.call, outgoing.context, outgoing.wait).await?)
+}
+
+/// Makes the call; the body of a document is left to be read.
+pub(crate) async fn open(core: Arc<Core>, reading: Reading, outgoing: Outgoing) -> Result<Answer> {
+    let shell = core.keybrake().await?.shell();
+    match shell.open(outgoing.call, outgoing.context, outgoing.wait).await? {
+        client::Opened::Ended(answer) => ended(*answer),
+        client::Opened::Stream(stream) => {
+            let head = Reply {
+                status: stream.status(),
+                headers: stream.headers().to_vec(),
+                body: Bytes::new(),
+            };
+            let mut answer = Answer::new("stream", Some(head), stream.record());
+            answer.stream = Mutex::new(Some(Stream::new(*stream, reading)));
+            Ok(answer)
+        }
+    }
+}
+
+fn ended(answer: client::Answer) -> Result<Answer> {
     Ok(match answer {
         client::Answer::Reply { reply, record } => Answer::new("reply", Some(reply), &record),
         client::Answer::Denied {
@@ -108,6 +130,7 @@ pub(crate) struct Answer {
     denial: Option<String>,
     reason: Option<String>,
     never_sent: bool,
+    stream: Mutex<Option<Stream>>,
 }
 
 impl Answer {
@@ -126,6 +149,7 @@ impl Answer {
             denial: None,
             reason: None,
             never_sent: false,
+            stream: Mutex::new(None),
         }
     }
 }
@@ -175,9 +199,13 @@ impl Answer {
     const fn never_sent(&self) -> bool {
         self.never_sent
     }
+
+    fn take_stream(&self) -> Option<Stream> {
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
-fn record_json(record: &CallRecord) -> String {
+pub(crate) fn record_json(record: &CallRecord) -> String {
     json!({
         "call_id": record.call_id,
         "verdict": record.verdict,

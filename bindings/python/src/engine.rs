@@ -14,6 +14,7 @@ use crate::ask;
 use crate::call::{self, Answer, Outgoing};
 use crate::errors::{guarded, to_python};
 use crate::settings::Settings;
+use crate::stream::Reading;
 use crate::wait::{block, until_closed};
 
 /// How long closing waits for calls under way to notice, and for the worker to stop.
@@ -105,6 +106,43 @@ impl Engine {
         ))
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the parts of one HTTP request")]
+    fn open_stream(
+        &self,
+        py: Python<'_>,
+        method: &str,
+        url: &str,
+        headers: Vec<(String, String)>,
+        body: &[u8],
+        context: &str,
+        wait_ms: u64,
+    ) -> PyResult<Answer> {
+        let outgoing =
+            Outgoing::new((method, url, headers, body), context, wait_ms).map_err(|e| to_python(py, &e))?;
+        self.wait(py, call::open(Arc::clone(&self.core), self.reading(), outgoing))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one HTTP request")]
+    fn start_open_stream(
+        &self,
+        py: Python<'_>,
+        method: &str,
+        url: &str,
+        headers: Vec<(String, String)>,
+        body: &[u8],
+        context: &str,
+        wait_ms: u64,
+        done: Py<PyAny>,
+    ) -> PyResult<Task> {
+        let outgoing =
+            Outgoing::new((method, url, headers, body), context, wait_ms).map_err(|e| to_python(py, &e))?;
+        Ok(self.start_work(
+            call::open(Arc::clone(&self.core), self.reading(), outgoing),
+            done,
+            |py, answer| Ok(Py::new(py, answer)?.into_any()),
+        ))
+    }
+
     fn ask(&self, py: Python<'_>, what: &str, arguments: &str) -> PyResult<String> {
         let (core, what, arguments) = (Arc::clone(&self.core), what.to_owned(), arguments.to_owned());
         self.wait(py, async move { ask::answer(&core, &what, &arguments).await })
@@ -188,8 +226,30 @@ impl Engine {
         done: Py<PyAny>,
         convert: impl FnOnce(Python<'_>, T) -> PyResult<Py<PyAny>> + Send + 'static,
     ) -> Task {
-        let work = until_closed(self.closing.subscribe(), work);
-        let task = self.handle.spawn(async move {
+        Task::start(&self.handle, &self.closing, work, done, convert)
+    }
+
+    /// What reading the body of a reply needs of the engine.
+    fn reading(&self) -> Reading {
+        Reading {
+            pid: self.pid,
+            handle: self.handle.clone(),
+            closing: self.closing.clone(),
+        }
+    }
+}
+
+impl Task {
+    /// As [`Engine::start_work`].
+    pub(crate) fn start<T: Send + 'static>(
+        handle: &Handle,
+        closing: &watch::Sender<bool>,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+        done: Py<PyAny>,
+        convert: impl FnOnce(Python<'_>, T) -> PyResult<Py<PyAny>> + Send + 'static,
+    ) -> Self {
+        let work = until_closed(closing.subscribe(), work);
+        let task = handle.spawn(async move {
             let ended = work.await;
             Python::try_attach(|py| {
                 let value = match ended {
@@ -201,7 +261,7 @@ impl Engine {
                 }
             });
         });
-        Task {
+        Self {
             abort: task.abort_handle(),
         }
     }

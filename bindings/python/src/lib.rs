@@ -7,6 +7,7 @@ mod errors;
 mod helpers;
 mod settings;
 mod simulator;
+mod stream;
 mod wait;
 
 use pyo3::pymodule;
@@ -26,6 +27,8 @@ mod _keybrake {
     };
     #[pymodule_export]
     use crate::simulator::Simulator;
+    #[pymodule_export]
+    use crate::stream::Stream;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -181,6 +181,7 @@ enum Endpoint {
     V1(&'static Route),
     Upload(Option<Upload>),
     Pdf,
+    Contents,
     V2(v2::Operation),
 }
 
@@ -285,6 +286,10 @@ fn route(request: &Request, segments: &[&str]) -> Result<Admitted, ApiError> {
         && let Some(ids) = routes::ids("/v1/quotes/*/pdf", segments)
     {
         (Endpoint::Pdf, ids)
+    } else if request.method == "GET"
+        && let Some(ids) = routes::ids("/v1/files/*/contents", segments)
+    {
+        (Endpoint::Contents, ids)
     } else if let Some((route, ids)) = routes::find(&request.method, segments) {
         (Endpoint::V1(route), ids)
     } else {
@@ -402,6 +407,7 @@ fn run(world: &mut World, received: &Received, admitted: &Admitted, now_ms: i64)
             (route.handler)(&mut ctx, params)?
         }
         Endpoint::Upload(upload) => file::create(&mut ctx, params, upload.as_ref())?,
+        Endpoint::Contents => return file::contents(&mut ctx),
         Endpoint::Pdf => return pdf(ctx.world.pdf_bytes, ctx.id()),
         Endpoint::V2(operation) => v2::run(&mut ctx, *operation, &admitted.body)?,
     };

@@ -38,6 +38,9 @@ pub enum FaultKind {
     ResetMidBody,
     /// Executes, then sends the body in pieces of `chunk_bytes` with `delay_ms` before each.
     SlowBody,
+    /// Executes, sends the head and the first `chunk_bytes` of the body, and the rest when it is released; dropped, it
+    /// resets the connection.
+    HoldBody,
     /// Answers 429; nothing was executed or kept.
     RateLimit,
     /// Waits (before executing, or after it when `when` is `after`) until it is released.
@@ -75,7 +78,7 @@ pub struct Fault {
     /// Milliseconds for `delay_ms`, and before each piece for `slow_body`.
     #[serde(default)]
     pub delay_ms: u64,
-    /// Size of a piece for `slow_body`.
+    /// Size of a piece for `slow_body`, and of the first for `hold_body`.
     #[serde(default = "chunk")]
     pub chunk_bytes: usize,
     /// For `delay_ms` and `hold_until_released`.
@@ -143,6 +146,13 @@ impl Fault {
         self
     }
 
+    /// Size of a piece of the body.
+    #[must_use]
+    pub fn chunk_bytes(mut self, chunk_bytes: usize) -> Self {
+        self.chunk_bytes = chunk_bytes;
+        self
+    }
+
     /// Milliseconds of delay.
     #[must_use]
     pub fn delay_ms(mut self, delay_ms: u64) -> Self {
@@ -161,8 +171,8 @@ impl Fault {
     pub(super) fn problem(&self) -> Option<&'static str> {
         match self.kind {
             FaultKind::DelayMs if self.delay_ms == 0 => Some("delay_ms needs `delay_ms`"),
-            FaultKind::SlowBody if self.chunk_bytes == 0 => {
-                Some("slow_body needs `chunk_bytes` of at least 1")
+            FaultKind::SlowBody | FaultKind::HoldBody if self.chunk_bytes == 0 => {
+                Some("slow_body and hold_body need `chunk_bytes` of at least 1")
             }
             FaultKind::Status if !self.status.is_some_and(|status| (200..=599).contains(&status)) => {
                 Some("status needs `status`, 200 to 599")

@@ -1,9 +1,11 @@
 //! Uploaded files: enough to take a multipart form and answer with a file object.
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::form::Params;
+use super::http::Reply;
 use super::list;
 use super::number::u64_of;
 use super::world::{Ctx, Record};
@@ -16,7 +18,7 @@ pub(super) struct File {
     id: String,
     purpose: String,
     name: String,
-    size: u64,
+    content: Bytes,
     created: i64,
 }
 
@@ -40,7 +42,7 @@ impl Record for File {
             "id": self.id, "object": "file", "created": self.created, "expires_at": self.created.saturating_add(YEAR_S),
             "filename": self.name, "links": {"object": "list", "data": [], "has_more": false,
                 "url": format!("/v1/file_links?file={}", self.id)},
-            "purpose": self.purpose, "size": self.size, "title": null, "type": extension,
+            "purpose": self.purpose, "size": u64_of(self.content.len()), "title": null, "type": extension,
             "url": format!("https://files.stripe.com/v1/files/{}/contents", self.id),
         })
     }
@@ -50,7 +52,7 @@ impl Record for File {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Upload {
     pub(super) name: String,
-    pub(super) size: usize,
+    pub(super) content: Bytes,
 }
 
 /// `POST /v1/files`.
@@ -63,7 +65,7 @@ pub(super) fn create(ctx: &mut Ctx<'_>, params: &Params, upload: Option<&Upload>
         id: ctx.world.ids.next("file"),
         purpose,
         name: upload.name.clone(),
-        size: u64_of(upload.size),
+        content: upload.content.clone(),
         created: ctx.now(),
     };
     let object = file.render();
@@ -75,6 +77,17 @@ pub(super) fn create(ctx: &mut Ctx<'_>, params: &Params, upload: Option<&Upload>
 pub(super) fn retrieve(ctx: &mut Ctx<'_>, _: &Params) -> Result<Value, ApiError> {
     let id = ctx.id().to_owned();
     Ok(ctx.data().files.find(&id)?.render())
+}
+
+/// `GET /v1/files/{id}/contents`, with a length.
+pub(super) fn contents(ctx: &mut Ctx<'_>) -> Result<Reply, ApiError> {
+    let id = ctx.id().to_owned();
+    Ok(Reply {
+        status: 200,
+        headers: vec![("content-type", "application/octet-stream".to_owned())],
+        body: ctx.data().files.find(&id)?.content.clone(),
+        streamed: false,
+    })
 }
 
 /// `GET /v1/files`.
@@ -110,7 +123,7 @@ pub(super) fn multipart(content_type: &str, body: &[u8]) -> Result<(Params, Opti
         if let Some(filename) = quoted(&head, "filename=") {
             upload = Some(Upload {
                 name: filename,
-                size: content.len(),
+                content: Bytes::copy_from_slice(content),
             });
         } else {
             params.set(&name, &String::from_utf8_lossy(content))?;
@@ -150,7 +163,7 @@ mod tests {
             upload,
             Some(Upload {
                 name: "a.png".to_owned(),
-                size: 6
+                content: Bytes::from_static(b"\x00\r\n--\x01")
             })
         );
         assert!(multipart("multipart/form-data; boundary=YY", body).is_err());

@@ -73,7 +73,7 @@ const CUSTOMER_UPDATE: &str = "address balance business_name cash_balance defaul
 /// Every list takes these.
 pub(super) const PAGE: &str = "created ending_before limit starting_after";
 
-/// Every v1 endpoint but those with a body or answer of their own (file upload, quote PDF).
+/// Every v1 endpoint but those with a body or answer of their own (file upload and contents, quote PDF).
 pub(super) static ROUTES: &[Route] = &[
     route("POST", "/v1/charges", charge::create, CHARGE_CREATE),
     route(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use super::api::{self, Received};
 use super::control;
@@ -84,6 +84,12 @@ pub(super) enum Delivery {
         chunk: usize,
         delay: Duration,
     },
+    /// The head and the first bytes of the body, the rest when it is released.
+    Held {
+        reply: Reply,
+        first: usize,
+        released: oneshot::Receiver<Released>,
+    },
     /// Half of the body, then a reset.
     Broken(Reply),
     /// Nothing; the connection is closed.
@@ -114,6 +120,23 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
                     keep_alive,
                     &headers,
                     (chunk, delay),
+                )
+                .await
+            }
+            (
+                Delivery::Held {
+                    reply,
+                    first,
+                    released,
+                },
+                headers,
+            ) => {
+                held(
+                    &mut connection.stream,
+                    &reply,
+                    keep_alive,
+                    &headers,
+                    (first, released),
                 )
                 .await
             }
@@ -193,6 +216,7 @@ async fn faulty(
         | FaultKind::Status500AfterExecuting
         | FaultKind::ResetMidBody
         | FaultKind::SlowBody
+        | FaultKind::HoldBody
         | FaultKind::HoldUntilReleased => {}
     }
     // From here on the idempotency key is in flight, also while the request waits.
@@ -227,6 +251,14 @@ async fn faulty(
             Delivery::Closed
         }
         FaultKind::ResetMidBody => Delivery::Broken(reply),
+        FaultKind::HoldBody => Delivery::Held {
+            reply,
+            first: fault.chunk_bytes,
+            released: {
+                let target = received.target(request);
+                shared.world().faults.hold(id, received.log, &target)
+            },
+        },
         FaultKind::SlowBody => Delivery::Slow {
             reply,
             chunk: fault.chunk_bytes,
@@ -315,16 +347,49 @@ async fn slowly(
     stream.write_all(&reply.head(keep_alive, headers)).await?;
     for piece in reply.body.chunks(size.max(1)) {
         tokio::time::sleep(delay).await;
-        if reply.streamed {
-            chunk(stream, piece).await?;
-        } else {
-            stream.write_all(piece).await?;
-        }
+        piece_of(stream, reply, piece).await?;
     }
     if reply.streamed {
         stream.write_all(b"0\r\n\r\n").await?;
     }
     Ok(())
+}
+
+/// Sends the head and the first bytes, and the rest when it is told to; or resets the connection.
+async fn held(
+    stream: &mut TcpStream,
+    reply: &Reply,
+    keep_alive: bool,
+    headers: &[(String, String)],
+    (first, released): (usize, oneshot::Receiver<Released>),
+) -> std::io::Result<()> {
+    let (begin, rest) = reply.body.split_at(first.min(reply.body.len()));
+    stream.write_all(&reply.head(keep_alive, headers)).await?;
+    // An empty chunk would be the end.
+    if !begin.is_empty() {
+        piece_of(stream, reply, begin).await?;
+    }
+    stream.flush().await?;
+    if released.await != Ok(Released::Proceed) {
+        stream.set_zero_linger()?;
+        return Err(std::io::ErrorKind::ConnectionReset.into());
+    }
+    for piece in rest.chunks(STREAM_CHUNK) {
+        piece_of(stream, reply, piece).await?;
+    }
+    if reply.streamed {
+        stream.write_all(b"0\r\n\r\n").await?;
+    }
+    Ok(())
+}
+
+/// A piece of the body, framed as the head says.
+async fn piece_of(stream: &mut TcpStream, reply: &Reply, piece: &[u8]) -> std::io::Result<()> {
+    if reply.streamed {
+        chunk(stream, piece).await
+    } else {
+        stream.write_all(piece).await
+    }
 }
 
 /// Sends the head and half of the body, then resets the connection.

@@ -286,6 +286,16 @@ impl Permit {
         self.grant.amount
     }
 
+    /// Whether the body of a 2xx says nothing about the call and may be handed on as it arrives. Settle at its end, with
+    /// the reply without its body.
+    pub fn streams(&self) -> bool {
+        let Some((vendor, recognised)) = self.job.vendor.zip(self.job.recognised.as_ref()) else {
+            return false;
+        };
+        // What has an identity may be replayed: its reply is needed whole.
+        self.grant.identity.is_none() && vendor.streams(recognised)
+    }
+
     /// Whether an earlier call's reservation was joined.
     pub const fn joined(&self) -> bool {
         self.grant.joined

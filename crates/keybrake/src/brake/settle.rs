@@ -26,10 +26,7 @@ impl Brake {
     /// `Internal` for defects only; the vendor's answer is then in the log of the vendor alone.
     pub async fn settle(&self, permit: Permit, end: SendEnd) -> Result<Settled> {
         let vendor = known_vendor(&permit.job)?;
-        let mut record = CallRecord::of(&permit.job, &permit.grant.call_id, "allowed");
-        if permit.grant.would_deny.is_some() {
-            "would_deny".clone_into(&mut record.verdict);
-        }
+        let mut record = allowed(&permit);
         let (settlement, reply) = self.settlement(&permit, vendor, end);
         record.status_code = settlement.facts.status_code;
         record.replayed = settlement.facts.replayed;
@@ -49,6 +46,19 @@ impl Brake {
         }
         let reply = reply.map(|reply| marked(reply, &record));
         Ok(Settled { record, reply })
+    }
+
+    /// The call as it stands while the body of its reply is on its way, and the head of the reply with the headers that
+    /// are known by then. Nothing is recorded: [`settle`](Self::settle) follows at the body's end.
+    pub fn begun(&self, permit: &Permit, head: Reply) -> Settled {
+        let mut record = allowed(permit);
+        record.status_code = Some(head.status);
+        record.held = permit.grant.amount;
+        record.state = Some(State::Held);
+        Settled {
+            reply: Some(marked(head, &record)),
+            record,
+        }
     }
 
     /// Records what reconciliation read about a call.
@@ -250,6 +260,16 @@ impl Brake {
         };
         replay::seal(self.keys(), &binding, &vendor.strip(reply))
     }
+}
+
+/// The record of a call that was let through, before anything is known of its end.
+fn allowed(permit: &Permit) -> CallRecord {
+    let verdict = if permit.grant.would_deny.is_some() {
+        "would_deny"
+    } else {
+        "allowed"
+    };
+    CallRecord::of(&permit.job, &permit.grant.call_id, verdict)
 }
 
 /// A settlement by reconciliation: attempt 0 stands for no attempt of ours.

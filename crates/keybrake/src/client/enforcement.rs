@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::Extensions;
 use reqwest_middleware::{Middleware, Next};
 
-use super::{Answer, Denied, Shell};
+use super::{Answer, Denied, Opened, Shell};
 use crate::brake::{CallContext, KeyOrigin};
 use crate::request::Call;
 
@@ -130,11 +130,18 @@ impl Middleware for Enforcement {
         let call = self
             .call(&request)
             .map_err(|denied| anyhow::Error::new(*denied))?;
-        let answer = self
+        let opened = self
             .shell
-            .send(call, self.context(extensions), self.wait)
+            .open(call, self.context(extensions), self.wait)
             .await
             .map_err(anyhow::Error::new)?;
+        let answer = match opened {
+            Opened::Ended(answer) => *answer,
+            Opened::Stream(stream) => {
+                let (status, headers) = (stream.status(), stream.headers().to_vec());
+                return response(status, &headers, reqwest::Body::wrap(*stream));
+            }
+        };
         match answer {
             Answer::Denied { denial, .. } => Err(anyhow::Error::new(Denied::new(*denial)).into()),
             Answer::Lost {
@@ -151,16 +158,21 @@ impl Middleware for Enforcement {
                 call_id: record.call_id,
             })
             .into()),
-            Answer::Reply { reply, .. } => {
-                let mut response = http::Response::builder().status(reply.status);
-                for (name, value) in &reply.headers {
-                    response = response.header(name.as_str(), value.as_str());
-                }
-                let response = response.body(reply.body).map_err(anyhow::Error::new)?;
-                Ok(response.into())
-            }
+            Answer::Reply { reply, .. } => response(reply.status, &reply.headers, reply.body),
         }
     }
+}
+
+fn response(
+    status: u16,
+    headers: &[(String, String)],
+    body: impl Into<reqwest::Body>,
+) -> reqwest_middleware::Result<reqwest::Response> {
+    let mut response = http::Response::builder().status(status);
+    for (name, value) in headers {
+        response = response.header(name.as_str(), value.as_str());
+    }
+    Ok(response.body(body.into()).map_err(anyhow::Error::new)?.into())
 }
 
 /// No reply from the vendor. Retry outside [`Enforcement`] freely: a retry joins this call.

@@ -7,13 +7,14 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 
 use super::body::{Fate, TimedBody};
+use super::stream::{CUT_OFF, Incoming, TIMEOUT};
 use crate::brake::{Permit, Prepared, SendEnd};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::vendors::Reply;
 
 /// A longer reply is not read to its end.
-const MOST_REPLY_BYTES: usize = 64 * 1024 * 1024;
+pub(super) const MOST_REPLY_BYTES: usize = 64 * 1024 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// HTTP clients of one process: one without TLS for loopback, one with TLS made on first use, since making it
@@ -34,8 +35,9 @@ impl Http {
         }
     }
 
-    /// Sends one attempt and says how it ended. Never retries, never follows a redirect.
-    pub(crate) async fn send(&self, permit: &Permit) -> (SendEnd, Option<reqwest::Error>) {
+    /// Sends one attempt and says how it ended, or how its reply begins if the body may be handed on as it arrives.
+    /// Never retries, never follows a redirect.
+    pub(crate) async fn send(&self, permit: &Permit) -> Sent {
         let request = &permit.request;
         let remaining = permit.send_before_boot_ms.saturating_sub(self.clock.boot_ms());
         // A request without a body has no first byte to check; connecting must then fit before the deadline.
@@ -45,7 +47,7 @@ impl Http {
             0
         };
         if remaining <= needed {
-            return (SendEnd::NeverSent, None);
+            return Sent::Ended(SendEnd::NeverSent, None);
         }
         let (body, fate) = TimedBody::new(
             request.body.clone(),
@@ -54,9 +56,15 @@ impl Http {
         );
         let timeout = Duration::from_millis(u64::try_from(permit.request_ms).unwrap_or(0));
         let body = (!request.body.is_empty()).then(|| reqwest::Body::wrap(body));
-        match self.exchange(request, body, timeout).await {
-            Ok(reply) => (SendEnd::Reply(reply), None),
-            Err(failure) => (failure.end(&fate, request.body.is_empty()), failure.into_error()),
+        let replied = if permit.streams() {
+            self.begin(request, body, timeout).await
+        } else {
+            self.exchange(request, body, timeout).await.map(Replied::Whole)
+        };
+        match replied {
+            Ok(Replied::Whole(reply)) => Sent::Ended(SendEnd::Reply(reply), None),
+            Ok(Replied::Begun(head, incoming)) => Sent::Begun(head, incoming),
+            Err(failure) => Sent::Ended(failure.end(&fate, request.body.is_empty()), failure.into_error()),
         }
     }
 
@@ -73,12 +81,43 @@ impl Http {
         body: Option<reqwest::Body>,
         timeout: Duration,
     ) -> Result<Reply, Failure> {
+        let request = self.request(request, body)?.timeout(timeout);
+        whole(request.send().await.map_err(Failure::Request)?).await
+    }
+
+    /// As [`exchange`](Self::exchange), with the body of a 2xx left to be read. The timeout is for the head, and then
+    /// for each piece: how long a document takes is up to its length and its reader.
+    async fn begin(
+        &self,
+        request: &Prepared,
+        body: Option<reqwest::Body>,
+        timeout: Duration,
+    ) -> Result<Replied, Failure> {
+        let request = self.request(request, body)?;
+        let until_head = async {
+            let response = request.send().await.map_err(Failure::Request)?;
+            if response.status().is_success() {
+                let head = head(&response);
+                return Ok(Replied::Begun(head, Incoming::new(response, timeout)));
+            }
+            whole(response).await.map(Replied::Whole)
+        };
+        tokio::time::timeout(timeout, until_head)
+            .await
+            .unwrap_or(Err(Failure::Slow))
+    }
+
+    fn request(
+        &self,
+        request: &Prepared,
+        body: Option<reqwest::Body>,
+    ) -> Result<reqwest::RequestBuilder, Failure> {
         let client = self
             .client(&request.url)
             .map_err(|error| Failure::Unsent(error.to_string()))?;
         let method = reqwest::Method::from_bytes(request.method.as_bytes())
             .map_err(|_| Failure::Unsent("method".to_owned()))?;
-        let mut builder = client.request(method, &request.url).timeout(timeout);
+        let mut builder = client.request(method, &request.url);
         for (name, value) in &request.headers {
             let mut value = reqwest::header::HeaderValue::from_str(value)
                 .map_err(|_| Failure::Unsent(format!("header {name}")))?;
@@ -88,20 +127,7 @@ impl Http {
         if let Some(body) = body {
             builder = builder.header("content-length", request.body.len()).body(body);
         }
-        let response = builder.send().await.map_err(Failure::Request)?;
-        let status = response.status().as_u16();
-        let headers = response
-            .headers()
-            .iter()
-            .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned())))
-            .collect();
-        let body = http_body_util::Limited::new(reqwest::Body::from(response), MOST_REPLY_BYTES);
-        let body: Bytes = body.collect().await.map_err(|_| Failure::Body)?.to_bytes();
-        Ok(Reply {
-            status,
-            headers,
-            body,
-        })
+        Ok(builder)
     }
 
     fn client(&self, url: &str) -> Result<&reqwest::Client> {
@@ -118,10 +144,43 @@ impl Http {
     }
 }
 
+/// How sending a permit went.
+pub(super) enum Sent {
+    /// It is over.
+    Ended(SendEnd, Option<reqwest::Error>),
+    /// The head of a 2xx is there; its body follows.
+    Begun(Reply, Incoming),
+}
+
+enum Replied {
+    Whole(Reply),
+    Begun(Reply, Incoming),
+}
+
+fn head(response: &reqwest::Response) -> Reply {
+    let headers = response.headers().iter();
+    Reply {
+        status: response.status().as_u16(),
+        headers: headers
+            .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned())))
+            .collect(),
+        body: Bytes::new(),
+    }
+}
+
+async fn whole(response: reqwest::Response) -> Result<Reply, Failure> {
+    let head = head(&response);
+    let body = http_body_util::Limited::new(reqwest::Body::from(response), MOST_REPLY_BYTES);
+    let body = body.collect().await.map_err(|_| Failure::Body)?.to_bytes();
+    Ok(Reply { body, ..head })
+}
+
 /// Why an exchange gave no reply.
 enum Failure {
     Unsent(String),
     Request(reqwest::Error),
+    /// No head in time.
+    Slow,
     Body,
 }
 
@@ -130,8 +189,8 @@ impl Failure {
         match self {
             Self::Unsent(_) => SendEnd::NeverSent,
             Self::Request(error) if error.is_connect() => SendEnd::NeverSent,
-            Self::Request(_) if !no_body && !fate.taken() => SendEnd::NeverSent,
-            Self::Request(_) | Self::Body => SendEnd::Lost {
+            Self::Request(_) | Self::Slow if !no_body && !fate.taken() => SendEnd::NeverSent,
+            Self::Request(_) | Self::Slow | Self::Body => SendEnd::Lost {
                 reason: self.reason(),
             },
         }
@@ -140,17 +199,18 @@ impl Failure {
     fn into_error(self) -> Option<reqwest::Error> {
         match self {
             Self::Request(error) => Some(error.without_url()),
-            Self::Unsent(_) | Self::Body => None,
+            Self::Unsent(_) | Self::Slow | Self::Body => None,
         }
     }
 
     fn reason(&self) -> String {
         match self {
             Self::Unsent(what) => format!("unsent: {what}"),
-            Self::Request(error) if error.is_timeout() => "timeout".to_owned(),
+            Self::Slow => TIMEOUT.to_owned(),
+            Self::Request(error) if error.is_timeout() => TIMEOUT.to_owned(),
             Self::Request(error) if error.is_connect() => "no_connection".to_owned(),
             Self::Request(_) => "connection_lost".to_owned(),
-            Self::Body => "reply_cut_off".to_owned(),
+            Self::Body => CUT_OFF.to_owned(),
         }
     }
 }

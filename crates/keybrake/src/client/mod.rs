@@ -4,18 +4,20 @@
 mod body;
 mod enforcement;
 mod http;
+mod stream;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use enforcement::{Enforcement, Item, Lost, Step};
+pub use stream::{BrokenOff, Opened, ReplyStream, broken_off};
 
-use crate::brake::{Brake, CallContext, CallRecord, Decision, Permit, Prepared, SendEnd};
+use crate::brake::{Brake, CallContext, CallRecord, Decision, Permit, Prepared, SendEnd, Settled};
 use crate::error::{Error, ErrorKind, Result};
 use crate::policy::{Code, Denial};
 use crate::request::Call;
 use crate::vendors::Reply;
-use http::Http;
+use http::{Http, Sent};
 
 /// A lookup is one small read; a slow one refuses the call.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(20);
@@ -76,13 +78,26 @@ impl Shell {
         &self.brake
     }
 
-    /// Makes the call. `wait` is how long a `cap_held` refusal may be waited out.
+    /// Makes the call and reads its reply whole (64 MiB at most). `wait` is how long a `cap_held` refusal may be waited
+    /// out.
     ///
     /// Dropping the future aborts the request; what may have left stays held as unknown.
     ///
     /// # Errors
     /// Of [`Brake::authorize`] and [`Brake::settle`]. A refusal or a lost reply is an answer, not an error.
     pub async fn send(self: &Arc<Self>, call: Call, context: CallContext, wait: Duration) -> Result<Answer> {
+        match self.open(call, context, wait).await? {
+            Opened::Ended(answer) => Ok(*answer),
+            Opened::Stream(stream) => stream.whole().await,
+        }
+    }
+
+    /// Makes the call; a document (a quote's PDF, a file's contents) is handed on as it arrives, of any length.
+    /// Everything else is read whole, since its body tells what the call has cost.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub async fn open(self: &Arc<Self>, call: Call, context: CallContext, wait: Duration) -> Result<Opened> {
         let until = self
             .brake
             .clock()
@@ -90,44 +105,44 @@ impl Shell {
             .saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
         let mut pause = Duration::from_millis(25);
         loop {
-            let answer = self.once(&call, &context).await?;
-            let held = matches!(&answer, Answer::Denied { denial, .. } if denial.code == Code::CapHeld);
+            let opened = self.once(&call, &context).await?;
+            let held = opened.denial().is_some_and(|denial| denial.code == Code::CapHeld);
             if !held || self.brake.clock().boot_ms() >= until {
-                return Ok(answer);
+                return Ok(opened);
             }
             tokio::time::sleep(pause).await;
             pause = pause.saturating_mul(2).min(Duration::from_millis(500));
         }
     }
 
-    async fn once(self: &Arc<Self>, call: &Call, context: &CallContext) -> Result<Answer> {
+    async fn once(self: &Arc<Self>, call: &Call, context: &CallContext) -> Result<Opened> {
         let mut last = None;
         for _ in 0..MOST_PERMITS {
             let permit = match self.decide(call.clone(), context.clone()).await? {
                 Decision::Permit(permit) => permit,
                 Decision::Denied(refused) => {
                     let (denial, reply, record) = (Box::new(refused.denial), refused.reply, refused.record);
-                    return Ok(Answer::Denied {
+                    return Ok(Opened::from(Answer::Denied {
                         denial,
                         reply,
                         record,
-                    });
+                    }));
                 }
                 Decision::Replayed(replayed) => {
-                    return Ok(Answer::Reply {
+                    return Ok(Opened::from(Answer::Reply {
                         reply: replayed.reply,
                         record: replayed.record,
-                    });
+                    }));
                 }
                 Decision::NeedsLookup(_) => {
                     return Err(Error::new(ErrorKind::Internal, "a lookup was left over"));
                 }
             };
-            let (answer, expired) = self.deliver_permit(*permit).await?;
+            let (opened, expired) = self.deliver_permit(*permit).await?;
             if !expired {
-                return Ok(answer);
+                return Ok(opened);
             }
-            last = Some(answer);
+            last = Some(opened);
         }
         last.ok_or_else(|| Error::new(ErrorKind::Internal, "no permit was given"))
     }
@@ -137,23 +152,33 @@ impl Shell {
     /// # Errors
     /// Of [`Brake::settle`].
     pub async fn deliver(self: &Arc<Self>, permit: Permit) -> Result<Answer> {
-        Ok(self.deliver_permit(permit).await?.0)
+        match self.deliver_permit(permit).await?.0 {
+            Opened::Ended(answer) => Ok(*answer),
+            Opened::Stream(stream) => stream.whole().await,
+        }
     }
 
     /// The answer, and whether the permit expired before the first byte: then it may be asked for anew.
-    async fn deliver_permit(self: &Arc<Self>, permit: Permit) -> Result<(Answer, bool)> {
+    async fn deliver_permit(self: &Arc<Self>, permit: Permit) -> Result<(Opened, bool)> {
         let send_before_boot_ms = permit.send_before_boot_ms;
         let mut guard = Guard::new(self, permit);
-        let (end, error) = match guard.permit() {
+        let sent = match guard.permit() {
             Some(permit) => self.http.send(permit).await,
-            None => (SendEnd::NeverSent, None),
+            None => Sent::Ended(SendEnd::NeverSent, None),
+        };
+        let (end, error) = match (sent, guard.permit()) {
+            (Sent::Ended(end, error), _) => (end, error),
+            (Sent::Begun(head, incoming), Some(permit)) => {
+                let begun = self.brake.begun(permit, head.clone());
+                let stream = ReplyStream::new(guard, head, begun, incoming);
+                return Ok((Opened::Stream(Box::new(stream)), false));
+            }
+            (Sent::Begun(..), None) => (SendEnd::NeverSent, None),
         };
         let unsent = matches!(end, SendEnd::NeverSent);
         let expired = unsent && self.brake.clock().boot_ms() >= send_before_boot_ms;
-        let permit = guard
-            .disarm()
-            .ok_or_else(|| Error::new(ErrorKind::Internal, "a permit was used twice"))?;
-        Ok((self.settled(permit, end, error).await?, expired))
+        let permit = guard.disarm()?;
+        Ok((Opened::from(self.settled(permit, end, error).await?), expired))
     }
 
     /// Authorises, making the reads that the engine asks for.
@@ -202,6 +227,10 @@ impl Shell {
 struct Guard {
     shell: Arc<Shell>,
     permit: Option<Permit>,
+    /// What is recorded when it is dropped, in a word.
+    reason: &'static str,
+    /// Where it is recorded: a stream may be dropped on a thread without a runtime.
+    runtime: Option<tokio::runtime::Handle>,
 }
 
 impl Guard {
@@ -209,29 +238,52 @@ impl Guard {
         Self {
             shell: Arc::clone(shell),
             permit: Some(permit),
+            reason: "cancelled",
+            runtime: tokio::runtime::Handle::try_current().ok(),
         }
+    }
+
+    const fn saying(mut self, reason: &'static str) -> Self {
+        self.reason = reason;
+        self
     }
 
     const fn permit(&self) -> Option<&Permit> {
         self.permit.as_ref()
     }
 
-    const fn disarm(&mut self) -> Option<Permit> {
-        self.permit.take()
+    fn disarm(&mut self) -> Result<Permit> {
+        let permit = self.permit.take();
+        permit.ok_or_else(|| Error::new(ErrorKind::Internal, "a permit was used twice"))
+    }
+
+    /// Settles on a task of its own.
+    fn settle(&mut self, end: SendEnd) -> Result<tokio::task::JoinHandle<Result<Settled>>> {
+        let Some(runtime) = self.runtime.clone() else {
+            return Err(Error::new(ErrorKind::Internal, "a call outside of a runtime"));
+        };
+        let permit = self.disarm()?;
+        let brake = Arc::clone(&self.shell.brake);
+        Ok(runtime.spawn(async move { brake.settle(permit, end).await }))
+    }
+}
+
+impl std::fmt::Debug for Guard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guard")
+            .field("permit", &self.permit)
+            .finish_non_exhaustive()
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        let Some(permit) = self.permit.take() else { return };
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        let (Some(permit), Some(runtime)) = (self.permit.take(), &self.runtime) else {
             return;
         };
-        let brake = Arc::clone(&self.shell.brake);
+        let (brake, reason) = (Arc::clone(&self.shell.brake), self.reason.to_owned());
         runtime.spawn(async move {
-            let end = SendEnd::Lost {
-                reason: "cancelled".to_owned(),
-            };
+            let end = SendEnd::Lost { reason };
             if let Err(error) = brake.settle(permit, end).await {
                 tracing::warn!(%error, "a cancelled call could not be marked unknown; its hold stands");
             }

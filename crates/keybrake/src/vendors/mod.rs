@@ -345,6 +345,10 @@ pub trait Vendor: Send + Sync + std::fmt::Debug {
     /// The field that carries our tag, such as `metadata[keybrake]`, if this call can carry one.
     fn tag_field(&self, recognised: &Recognised) -> Option<&'static str>;
 
+    /// Whether the body of a 2xx to this call is a document that says nothing about the call: it may be handed on as
+    /// it arrives. Only for reads; [`read`](Self::read) then gets the reply without its body.
+    fn streams(&self, recognised: &Recognised) -> bool;
+
     /// Reads a reply.
     fn read(&self, recognised: &Recognised, reply: &Reply) -> Reading;
 

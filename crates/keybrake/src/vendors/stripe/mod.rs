@@ -173,6 +173,10 @@ impl Vendor for Stripe {
         fits.then_some(TAG)
     }
 
+    fn streams(&self, recognised: &Recognised) -> bool {
+        table::is_document(recognised.operation)
+    }
+
     fn read(&self, recognised: &Recognised, reply: &Reply) -> Reading {
         read::read(recognised, reply)
     }

@@ -12,7 +12,7 @@ use crate::vendors::{Class, Operation};
 
 /// Host of nearly everything.
 pub(super) const API: &str = "api.stripe.com";
-/// Host of uploads and of quotes' documents.
+/// Host of uploads, downloads and quotes' documents.
 pub(super) const FILES: &str = "files.stripe.com";
 /// Host of OAuth.
 pub(super) const CONNECT: &str = "connect.stripe.com";
@@ -52,6 +52,8 @@ const KNOWN: &[Operation] = &[
     free("POST", "topups.cancel", "/v1/topups/*/cancel"),
     free("POST", "customers.create", "/v1/customers"),
     free("POST", "customers.update", "/v1/customers/*"),
+    // The `url` of a file object; stripe-python has no method for it (docs.stripe.com/file-upload, "Retrieving files").
+    read("files.contents", "/v1/files/*/contents"),
 ];
 
 /// Paths of older API versions that the SDK does not use any more and that may still be served. They are judged as
@@ -102,10 +104,15 @@ pub(super) fn operations() -> &'static [Operation] {
 /// The host that serves an operation.
 pub(super) fn host(operation: &Operation) -> &'static str {
     match operation.name {
-        "files.create" | "quotes.pdf" => FILES,
+        "files.create" | "files.contents" | "quotes.pdf" => FILES,
         "v2.billing.meter_event_stream.create" => METER,
         _ => API,
     }
+}
+
+/// Reads that are answered with a document, not with an object.
+pub(super) fn is_document(operation: &Operation) -> bool {
+    operation.class == Class::Read && matches!(operation.name, "files.contents" | "quotes.pdf")
 }
 
 /// The operation that a method and a path name, and the ids in the path.
@@ -220,9 +227,9 @@ mod tests {
 
     #[test]
     fn the_table_is_whole_and_names_are_unique() {
-        // stripe-python 16.1.0: 330 POST, 28 DELETE and 290 GET.
+        // stripe-python 16.1.0: 330 POST, 28 DELETE and 290 GET; and `files.contents`.
         let count = |method: &str| operations().iter().filter(|o| o.method == method).count();
-        assert_eq!((count("POST"), count("DELETE"), count("GET")), (330, 28, 290));
+        assert_eq!((count("POST"), count("DELETE"), count("GET")), (330, 28, 291));
         let names: BTreeSet<_> = operations().iter().map(|o| o.name).collect();
         assert_eq!(names.len(), operations().len());
         let paths: BTreeSet<_> = operations().iter().map(|o| (o.method, o.path)).collect();
