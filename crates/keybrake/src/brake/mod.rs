@@ -303,12 +303,13 @@ impl Brake {
                 } => (self.request(&job, Ask::Lookup, identity), Some((lookup, purpose))),
                 Stage::Unreachable(denial) => return Ok(self.refused(&job, *denial)),
             };
+            let asked_boot_ms = self.clock.boot_ms();
             let answer = self.ledger.reserve(request).await;
             if answer.is_ok() {
                 self.in_contact();
             }
             match answer {
-                Ok(ReserveAnswer::Granted(grant)) => return self.permit(job, *grant),
+                Ok(ReserveAnswer::Granted(grant)) => return self.permit(job, *grant, asked_boot_ms),
                 Ok(ReserveAnswer::Denied(denial)) => return Ok(self.refused(&job, *denial)),
                 Ok(ReserveAnswer::Replay(reservation)) => return Ok(self.replayed(&job, &reservation)),
                 Ok(ReserveAnswer::NeedsAmount) => match lookup {

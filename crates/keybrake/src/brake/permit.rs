@@ -141,7 +141,10 @@ impl Prepared {
 
 impl Brake {
     /// Turns a grant into the bytes to send.
-    pub(super) fn permit(&self, job: Job, grant: Grant) -> Result<Decision> {
+    ///
+    /// The time to send begins at `asked_boot_ms`, when the ledger was asked: the hold's own time may have begun then, and
+    /// a process that was frozen before it read the answer must not take an old permit for a new one.
+    pub(super) fn permit(&self, job: Job, grant: Grant, asked_boot_ms: i64) -> Result<Decision> {
         let vendor = known_vendor(&job)?;
         let recognised = job
             .recognised
@@ -183,7 +186,11 @@ impl Brake {
             body,
         };
         let limits = self.limits();
-        let send_before_boot_ms = self.clock().boot_ms().saturating_add(limits.send_within_ms);
+        let held_for_ms = grant.not_after_ms.saturating_sub(grant.now_ms);
+        let send_within_ms = limits
+            .send_within_ms
+            .min(held_for_ms.saturating_sub(limits.request_ms));
+        let send_before_boot_ms = asked_boot_ms.saturating_add(send_within_ms);
         Ok(Decision::Permit(Box::new(Permit {
             request,
             send_before_boot_ms,
