@@ -555,6 +555,11 @@ impl Store for Draft<'_> {
     }
 
     fn put_rolling(&mut self, family: &str, rolling: Rolling) -> Result<()> {
+        if matches!(self.entry(format!("g:{family}"))?.record, Record::Absent) {
+            // A sum begins at nothing. A copy of it may be of a server that is gone with its last writes: what is
+            // taken off for it would be missing for good.
+            self.exact_counter(&format!("{SUM}{family}"))?;
+        }
         self.tallied(&format!("{SUM}{family}"))?.after = rolling.sum;
         let written = self
             .last_counter
