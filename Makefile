@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint fmt rust doc deny python python-lint examples bench fuzz clean
+.PHONY: help setup demo test lint fmt rust doc deny python python-lint examples bench fuzz sim clean
 
 export PYTHON_ENV := $(CURDIR)/.venv
 # One interpreter for every build of the binding, so that nothing is built twice.
@@ -56,6 +56,10 @@ bench: ## Measure authorize and settle, and governed against ungoverned calls
 
 fuzz: ## Coverage-guided fuzzing (nightly Rust and cargo-fuzz); TARGET=name SECONDS_EACH=60
 	@scripts/fuzz
+
+sim: ## Simulate a fleet with faults: SEEDS=10000, or SEED=n TRACE=1 for one run (docs/simulation.md)
+	@cargo build --quiet --locked -p keybrake-testkit --features sim --bin simulate
+	@SEED="$(SEED)" SEEDS="$(SEEDS)" FIRST="$(FIRST)" TRACE="$(TRACE)" MUTANT="$(MUTANT)" target/debug/simulate
 
 clean: ## Remove what was built
 	rm -rf target .venv .cache

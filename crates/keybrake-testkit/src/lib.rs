@@ -3,6 +3,8 @@
 
 pub mod conformance;
 pub mod redis;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod stripe;
 
 pub use stripe::{Simulator, SimulatorOptions, simulate};

@@ -530,7 +530,7 @@ impl Call {
 }
 
 /// The UTC window of a kind at a time.
-pub(super) fn window(kind: WindowKind, now_ms: i64) -> Option<Window> {
+pub(crate) fn window(kind: WindowKind, now_ms: i64) -> Option<Window> {
     let length_ms = match kind {
         WindowKind::Hour => HOUR_MS,
         WindowKind::Day => DAY_MS,

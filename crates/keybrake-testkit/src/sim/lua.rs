@@ -1,0 +1,189 @@
+//! Functions of a library, run over a [`Store`] as Redis runs them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mlua::{Function, Lua, Table, Value};
+
+use super::store::{Reply, Store};
+
+/// What the functions see: the data, and the time at which they run.
+#[derive(Debug, Default)]
+pub(super) struct Data {
+    pub(super) store: Store,
+    pub(super) now_us: i64,
+    /// Whether the function that runs may write.
+    may_write: bool,
+}
+
+pub(super) type Shared = Arc<Mutex<Data>>;
+
+/// A library as a running server has it: its local variables live as long as this.
+pub(super) struct Library {
+    lua: Lua,
+    data: Shared,
+    functions: BTreeMap<String, (Function, bool)>,
+}
+
+impl Library {
+    /// Loads a library's text, which begins with `#!lua name=…`.
+    pub(super) fn load(text: &str, data: &Shared) -> Result<Self, String> {
+        let source = match text.split_once('\n') {
+            Some((first, rest)) if first.starts_with("#!lua name=") => rest,
+            _ => return Err("ERR Missing library metadata".to_owned()),
+        };
+        let lua = Lua::new();
+        let registered = Registered::default();
+        let failed = |error: mlua::Error| format!("ERR Error compiling function: {error}");
+        api(&lua, data, &registered).map_err(failed)?;
+        lua.load(source).set_name("library").exec().map_err(failed)?;
+        let found = std::mem::take(&mut *registered.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(Self {
+            lua,
+            data: Arc::clone(data),
+            functions: found
+                .into_iter()
+                .map(|(name, function, writes)| (name, (function, writes)))
+                .collect(),
+        })
+    }
+
+    /// `FCALL name`.
+    pub(super) fn call(&self, name: &str, keys: &[String], args: &[String]) -> Reply {
+        let Some((function, writes)) = self.functions.get(name) else {
+            return Reply::Error("ERR Function not found".to_owned());
+        };
+        self.data.lock().unwrap_or_else(PoisonError::into_inner).may_write = *writes;
+        let answer = self
+            .lua
+            .create_sequence_from(keys.iter().map(String::as_str))
+            .and_then(|keys| {
+                Ok((
+                    keys,
+                    self.lua.create_sequence_from(args.iter().map(String::as_str))?,
+                ))
+            })
+            .and_then(|(keys, args)| function.call::<Value>((keys, args)));
+        match answer {
+            Ok(value) => reply(&value),
+            Err(error) => Reply::Error(format!("ERR {}", first_line(&error.to_string()))),
+        }
+    }
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
+type Registered = Arc<Mutex<Vec<(String, Function, bool)>>>;
+
+/// The table `redis`.
+fn api(lua: &Lua, data: &Shared, registered: &Registered) -> mlua::Result<()> {
+    let redis = lua.create_table()?;
+    let shared = Arc::clone(data);
+    let call = lua.create_function(move |lua, words: mlua::Variadic<Value>| {
+        let words = words.iter().map(word).collect::<mlua::Result<Vec<String>>>()?;
+        let mut data = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = words.first().map_or("", String::as_str);
+        if Store::writes(name) == Some(true) && !data.may_write {
+            return Err(mlua::Error::runtime(
+                "Write commands are not allowed from read-only scripts.",
+            ));
+        }
+        let now_us = data.now_us;
+        let reply = data.store.run(now_us, &words);
+        drop(data);
+        match reply {
+            Reply::Error(error) => Err(mlua::Error::runtime(error)),
+            reply => value(lua, &reply),
+        }
+    })?;
+    redis.set("call", call)?;
+    let error = lua.create_function(|lua, text: String| {
+        let table = lua.create_table()?;
+        table.set("err", text)?;
+        Ok(table)
+    })?;
+    redis.set("error_reply", error)?;
+    let registered = Arc::clone(registered);
+    let register = lua.create_function(move |_, given: Table| {
+        let flags: Vec<String> = match given.get::<Option<Table>>("flags")? {
+            Some(flags) => flags.sequence_values().collect::<mlua::Result<_>>()?,
+            None => Vec::new(),
+        };
+        registered.lock().unwrap_or_else(PoisonError::into_inner).push((
+            given.get("function_name")?,
+            given.get("callback")?,
+            !flags.iter().any(|flag| flag == "no-writes"),
+        ));
+        Ok(())
+    })?;
+    redis.set("register_function", register)?;
+    lua.globals().set("redis", redis)
+}
+
+/// An argument of `redis.call`.
+fn word(value: &Value) -> mlua::Result<String> {
+    match value {
+        Value::String(text) => Ok(text.to_str()?.to_owned()),
+        Value::Integer(number) => Ok(number.to_string()),
+        _ => Err(mlua::Error::runtime(
+            "Lua redis lib command arguments must be strings or integers",
+        )),
+    }
+}
+
+/// A reply as Lua sees it.
+fn value(lua: &Lua, reply: &Reply) -> mlua::Result<Value> {
+    Ok(match reply {
+        Reply::Nil => Value::Boolean(false),
+        Reply::Int(number) => Value::Integer(*number),
+        Reply::Text(text) => Value::String(lua.create_string(text)?),
+        Reply::Status(text) => {
+            let table = lua.create_table()?;
+            table.set("ok", text.as_str())?;
+            Value::Table(table)
+        }
+        Reply::Error(text) => {
+            let table = lua.create_table()?;
+            table.set("err", text.as_str())?;
+            Value::Table(table)
+        }
+        Reply::List(parts) => {
+            let table = lua.create_table()?;
+            for part in parts {
+                table.push(value(lua, part)?)?;
+            }
+            Value::Table(table)
+        }
+    })
+}
+
+/// What a function returned, as the client gets it.
+fn reply(value: &Value) -> Reply {
+    match value {
+        Value::Boolean(true) => Reply::Int(1),
+        Value::Integer(number) => Reply::Int(*number),
+        Value::Number(number) => Reply::Int(whole(*number)),
+        Value::String(text) => Reply::Text(text.to_string_lossy()),
+        Value::Table(table) => {
+            if let Ok(Some(error)) = table.get::<Option<String>>("err") {
+                return Reply::Error(error);
+            }
+            if let Ok(Some(status)) = table.get::<Option<String>>("ok") {
+                return Reply::Status(status);
+            }
+            let parts = table.sequence_values::<Value>();
+            Reply::List(parts.map_while(Result::ok).map(|part| reply(&part)).collect())
+        }
+        _ => Reply::Nil,
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "Redis cuts a number's fraction off"
+)]
+const fn whole(number: f64) -> i64 {
+    number as i64
+}

@@ -1,0 +1,34 @@
+//! A deterministic simulation of a fleet: processes that are killed, frozen and cut off, on the real Redis ledger and its
+//! real functions, with a vendor whose journal is the truth. Everything left to chance comes from one seed.
+//!
+//! | file | what it is |
+//! | --- | --- |
+//! | `run` | one run: who is there, what goes wrong, how it ends |
+//! | `world` | the server, the network, the vendor's side of it |
+//! | `store`, `lua` | a Redis server's data, and its functions |
+//! | `process`, `client` | a process, and a governed call in it |
+//! | `vendor` | idempotency keys, declines, late and broken answers, the journal |
+//! | `books` | what must be true after every step |
+//! | `mutants` | broken ledgers that must be caught |
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_wrap,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "a simulation fails by panicking, like any test"
+)]
+
+mod books;
+mod client;
+mod lua;
+mod mutants;
+mod process;
+mod rng;
+mod run;
+pub mod store;
+mod vendor;
+mod world;
+
+pub use mutants::Mutant;
+pub use run::{Options, Outcome, run};

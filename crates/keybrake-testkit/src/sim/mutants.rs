@@ -1,0 +1,75 @@
+//! Broken variants of the ledger. Each is a mistake that someone has made before; the simulation has to catch all.
+
+/// A ledger that is wrong in one way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutant {
+    /// A call that timed out is let go of.
+    ReleaseOnTimeout,
+    /// The caps are checked on the client's copies, and the write does not look again.
+    TwoStepCheck,
+    /// A step that was decided on records that have changed since is written nevertheless, so a message that comes twice
+    /// counts twice.
+    SettleTwice,
+    /// The ledger's time is the client's wall clock.
+    ClientClock,
+    /// What is not in a listing is let go of while it may still be on its way.
+    EarlyAbsence,
+    /// A later attempt's 429 ends the hold of the first.
+    VoidOnJoined429,
+    /// A replayed success is taken for "nothing happened".
+    ReplayAsVoid,
+    /// The time to send is counted from the ledger's answer, not from the question.
+    SendWindowFromAnswer,
+    /// A server that has just started opens by itself.
+    OpenAfterRestart,
+    /// A step that changes counters may leave no event.
+    NoEvent,
+    /// Stops are looked at in the client's copies only.
+    StaleStops,
+}
+
+impl Mutant {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::ReleaseOnTimeout,
+        Self::TwoStepCheck,
+        Self::SettleTwice,
+        Self::ClientClock,
+        Self::EarlyAbsence,
+        Self::VoidOnJoined429,
+        Self::ReplayAsVoid,
+        Self::SendWindowFromAnswer,
+        Self::OpenAfterRestart,
+        Self::NoEvent,
+        Self::StaleStops,
+    ];
+
+    /// The library as a server with this mistake has it.
+    pub(super) fn library(self, text: &str) -> String {
+        let (from, to) = match self {
+            Self::TwoStepCheck => (
+                "local function holds_of(used, held, finding, limit)",
+                "local function holds_of(used, held, finding, limit)\n  do return true end",
+            ),
+            Self::SettleTwice => (
+                "local function differences(expected, present)",
+                "local function differences(expected, present)\n  do return {} end",
+            ),
+            Self::OpenAfterRestart => (
+                "local opened = {}",
+                "local opened = setmetatable({}, { __index = function() return true end })",
+            ),
+            Self::NoEvent => (
+                "  for i = 1, #log do\n",
+                "  for i = 1, (#log > 1 and #log - 1 or #log) do\n",
+            ),
+            Self::StaleStops => (" and sv == l.sv ", " "),
+            _ => return text.to_owned(),
+        };
+        assert!(
+            text.contains(from),
+            "the library has changed: {self:?} no longer finds {from:?}"
+        );
+        text.replacen(from, to, 1)
+    }
+}
