@@ -48,8 +48,8 @@ impl Mutant {
     pub(super) fn library(self, text: &str) -> String {
         let (from, to) = match self {
             Self::TwoStepCheck => (
-                "local function holds_of(used, held, finding, limit)",
-                "local function holds_of(used, held, finding, limit)\n  do return true end",
+                "if used_before[i] + held_before[i] > tonumber(limit) then fits = false end",
+                "local _ = limit",
             ),
             Self::SettleTwice => (
                 "local function differences(expected, present)",
@@ -60,8 +60,8 @@ impl Mutant {
                 "local opened = setmetatable({}, { __index = function() return true end })",
             ),
             Self::NoEvent => (
-                "  for i = 1, #log do\n",
-                "  for i = 1, (#log > 1 and #log - 1 or #log) do\n",
+                "    for i = 1, log_count do\n",
+                "    for i = 1, (log_count > 1 and log_count - 1 or log_count) do\n",
             ),
             Self::StaleStops => (" and sv == l.sv ", " "),
             _ => return text.to_owned(),

@@ -350,6 +350,9 @@ impl Store {
 
     fn append(&mut self, key: &str, id: &str, fields: &[&str]) -> Answer {
         let at = stream_id(id)?;
+        if at == (0, 0) {
+            return Err("ERR The ID specified in XADD must be greater than 0-0".to_owned());
+        }
         let stream = typed_mut!(self, key, Stream);
         if stream.last_key_value().is_some_and(|(last, _)| *last >= at) {
             return Err(
