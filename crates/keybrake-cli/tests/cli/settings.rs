@@ -81,7 +81,7 @@ fn the_exit_code_says_what_went_wrong() {
     let missing = place.run(&["--ledger", &beyond, "stops"]);
     assert!(matches!(missing.code, 2 | 3), "{}{}", missing.code, missing.err);
     for (url, code) in [
-        ("redis+cluster://user:hunter2@127.0.0.1:1", 2),
+        ("redis+magic://user:hunter2@127.0.0.1:1", 2),
         ("redis://user:hunter2@127.0.0.1:1", 3),
     ] {
         let refused = place.run(&["--ledger", url, "stops"]);
