@@ -7,7 +7,7 @@
 //! | `library`, `library.lua` | the functions that the server runs |
 //! | `life` | what is looked at before a server is used; whether the ledger is open |
 //! | `records`, `log` | how records and events are written |
-//! | `copies`, `draft` | what this process remembers, and one step of the rules on it |
+//! | `copies`, `draft`, `store` | what this process remembers, and one step of the rules on it |
 //! | `wire`, `step` | the step as a command, and what becomes of it |
 //!
 //! Every decision is a step of [`rules`], run on copies of the records. Its commit is one call of one function, which
@@ -25,6 +25,7 @@ mod records;
 #[doc(hidden)]
 pub mod server;
 mod step;
+mod store;
 mod url;
 mod verify;
 mod wire;

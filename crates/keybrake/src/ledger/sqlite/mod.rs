@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `files` | who may touch the ledger's files, and where they may be |
 //! | `guard` | locks that SQLite's own cannot lose, and the queue of writers |
-//! | `schema`, `store` | what stands in the database, and one step on it |
+//! | `schema`, `names`, `store` | what stands in the database, and one step on it |
 //! | `writer` | the threads: steps committed in groups, flushed where money can move |
 //! | `engine` | one open file in one process |
 //! | `fork`, `time` | what a fork and a set clock do to it |
@@ -16,6 +16,7 @@ mod engine;
 mod files;
 pub mod fork;
 mod guard;
+mod names;
 mod schema;
 mod store;
 mod time;

@@ -1,6 +1,5 @@
 //! One step on the database: the reads and writes of small records that the rules are written against.
 
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,6 +8,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Params, Row, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::names::{TIME_DIGITS, given_name, stored_name};
 use super::schema::Kind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ledger::events::{Event, EventFilter};
@@ -26,8 +26,6 @@ const HOLDS_DEFAULT: u32 = 1_000;
 const EVENTS_DEFAULT: u32 = 10_000;
 /// Bits of an event's id below the namespace's number.
 const SEQ_BITS: u32 = 40;
-/// Digits of a time in a counter's stored name: Unix milliseconds from 2001 to 2286 have these many.
-const TIME_DIGITS: usize = 13;
 
 /// The ledger's own record between the steps of a group.
 #[derive(Clone, Copy, Debug, Default)]
@@ -531,31 +529,6 @@ impl Store for SqliteStore<'_> {
     }
 }
 
-/// A counter's name as it is stored: a window's start filled up with zeros, so that names sort by time.
-fn stored_name(name: &str) -> Cow<'_, str> {
-    match name.rsplit_once('|') {
-        Some((family, start)) if start.len() < TIME_DIGITS && is_number(start) => {
-            Cow::Owned(format!("{family}|{start:0>TIME_DIGITS$}"))
-        }
-        _ => Cow::Borrowed(name),
-    }
-}
-
-/// The name that was stored.
-fn given_name(name: String) -> String {
-    match name.rsplit_once("|0") {
-        Some((family, start)) if start.len() < TIME_DIGITS && is_number(start) => {
-            let start = start.trim_start_matches('0');
-            format!("{family}|{}", if start.is_empty() { "0" } else { start })
-        }
-        _ => name,
-    }
-}
-
-fn is_number(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit())
-}
-
 fn json<T: Serialize>(value: &T) -> Result<String> {
     serde_json::to_string(value)
         .map_err(|error| Error::new(ErrorKind::Internal, "a record cannot be written").because(error))
@@ -592,29 +565,4 @@ pub(super) fn failed(doing: &str, error: &rusqlite::Error) -> Error {
     };
     // SQLite's own words name tables and files, never values.
     Error::new(kind, format!("the ledger could not {doing}; nothing was sent")).because(error.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_counters_name_comes_back_as_it_was_given() {
-        for name in [
-            "stripe|lineage:a|usd|day|test|1795305600000",
-            "stripe|lineage:a|usd|day|test|0",
-            "stripe|lineage:a|usd|day|test|86400000",
-            "stripe|lineage:007|usd|lifetime|live|-",
-            "plain",
-        ] {
-            assert_eq!(given_name(stored_name(name).into_owned()), name);
-        }
-    }
-
-    #[test]
-    fn stored_names_sort_by_time() {
-        let names = ["f|9", "f|86400000", "f|1795305600000"];
-        let stored: Vec<_> = names.iter().map(|name| stored_name(name)).collect();
-        assert!(stored.is_sorted(), "{stored:?}");
-    }
 }
