@@ -52,3 +52,27 @@ async fn lesson_08_whoever_has_seen_more_than_the_server_closes_the_ledger() {
     second.reserve(call(&record, "ten", DOLLAR)).await.unwrap();
     assert!(newcomer.reserve(call(&record, "eleven", DOLLAR)).await.is_ok());
 }
+
+/// The loss was in the restart before the last one, and the log has grown past it since: a process that slept through
+/// both still finds out.
+#[tokio::test]
+async fn lesson_08_a_loss_in_an_earlier_restart_is_not_outgrown() {
+    let mut server = RedisServer::start(RedisOptions::new().persistence(Persistence::Always)).unwrap();
+    let (first, sleeper) = (open(&server), open(&server));
+    let cap = lifetime("a", 50 * DOLLAR);
+    let record = key(&first, "a", std::slice::from_ref(&cap)).await.unwrap();
+    first.reserve(call(&record, "one", DOLLAR)).await.unwrap();
+    let older = server.copy_data().unwrap();
+    sleeper.reserve(call(&record, "two", 3 * DOLLAR)).await.unwrap();
+    server.replace_data(&older).unwrap();
+    for restart in 0..2 {
+        server.restart().unwrap();
+        for number in 0..5 {
+            let name = format!("call {restart} {number}");
+            first.reserve(call(&record, &name, DOLLAR)).await.unwrap();
+        }
+    }
+    let error = sleeper.reserve(call(&record, "three", DOLLAR)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::LedgerRecovering, "{error}");
+    assert!(error.to_string().contains("older data"), "{error}");
+}

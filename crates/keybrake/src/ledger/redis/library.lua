@@ -123,13 +123,47 @@ local function memory(r)
   return { hand = r.number(), run = r.text(), seq = r.number() }
 end
 
--- Whether events are missing here that a client has seen. In one run of the server the log only grows; what a later run
--- began with must have been all of it. Whoever opened the ledger by hand has accepted what was missing then.
-local function behind(l, known)
+-- The runs in which the ledger was used before the present one, oldest first, and the event number each began with.
+-- Not more of them are kept: a client that slept through so many restarts counts as one that misses events.
+local RUNS = 64
+
+local function runs_of(p)
+  local runs = {}
+  for run, from in string.gmatch(redis.call('HGET', p.meta, 'runs') or '', '(%x+):(%d+)') do
+    runs[#runs + 1] = { run = run, from = tonumber(from) }
+  end
+  return runs
+end
+
+-- Writes down that another run begins with the events that are here.
+local function begin_run(p, l, run)
+  local runs = runs_of(p)
+  runs[#runs + 1] = { run = l.run, from = l.from }
+  local texts = {}
+  for i = math.max(1, #runs - RUNS + 1), #runs do
+    texts[#texts + 1] = runs[i].run .. ':' .. whole(runs[i].from)
+  end
+  redis.call('HSET', p.meta, 'run', run, 'from', whole(l.seq), 'runs', table.concat(texts, ','))
+end
+
+-- How many of the events are here that there were in this run: in one run the log only grows, and what any later one
+-- began with must have been all of it. Nothing for a run that is not known here.
+local function kept(p, l, run)
+  if run == l.run then return l.seq end
+  local runs = runs_of(p)
+  local least = l.from
+  for i = #runs, 1, -1 do
+    if runs[i].run == run then return least end
+    least = math.min(least, runs[i].from)
+  end
+  return nil
+end
+
+-- Whether events are missing here that a client has seen. Whoever opened the ledger by hand has accepted what was
+-- missing then.
+local function behind(p, l, known)
   if l.hand ~= known.hand then return l.hand < known.hand end
-  local kept = l.from
-  if l.run == known.run then kept = l.seq end
-  return kept < known.seq
+  return known.seq > 0 and (kept(p, l, known.run) or 0) < known.seq
 end
 
 -- Closes the ledger, in every version of the functions, until a person opens it.
@@ -149,7 +183,7 @@ local function commit(keys, argv)
   local known = { hand = tonumber(argv[9]), run = argv[10], seq = tonumber(argv[11]) }
   if not l.open or id ~= l.id then return { 'closed', standing(l) } end
   -- The client has seen events that are not here: this is older data. Nobody writes on it until that is resolved.
-  if behind(l, known) then
+  if behind(p, l, known) then
     close(p, known)
     return { 'closed', standing(l) }
   end
@@ -371,11 +405,11 @@ local function open(keys, argv)
     redis.call('HINCRBY', p.meta, 'hand', '1')
   elseif lost then
     return about(keys)
-  elseif why == 'witness' and behind(l, known) then
+  elseif why == 'witness' and behind(p, l, known) then
     close(p, known)
     return about(keys)
   end
-  if why == 'person' or before ~= run then redis.call('HSET', p.meta, 'run', run, 'from', whole(l.seq)) end
+  if before ~= run then begin_run(p, l, run) end
   opened[p.meta] = true
   return about(keys)
 end
