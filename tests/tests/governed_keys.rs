@@ -75,6 +75,68 @@ async fn scenario_21_observe_child_under_an_enforcing_parent() {
 }
 
 #[tokio::test]
+async fn scenario_21_an_observing_child_hides_nothing_from_its_parents_rules() {
+    let mut parent = refunds(500);
+    parent["max_amount_per_call_usd"] = json!(50);
+    parent["params"] = json!({"refunds.create": {"metadata[order]": {"forbidden": true}}});
+    let world = World::new(parent).await;
+    // Its own rules are stricter, so each of these calls fails its policy first.
+    let child = json!({"vendor": "stripe", "label": "child", "mode": "observe", "parent": world.key.id,
+        "daily_usd_cap": 500, "allowed_endpoints": ["refunds.create"], "max_amount_per_call_usd": 10,
+        "params": {"refunds.create": {"metadata[order]": {"forbidden": true}, "amount": {"max": 900}}}});
+    let child = world.issue(child, "run_1").await;
+    let context = || CallContext {
+        key_origin: KeyOrigin::Generated,
+        ..CallContext::default()
+    };
+    for (path, form, code) in [
+        (
+            "/v1/payouts",
+            "amount=2000&currency=usd",
+            Code::EndpointNotAllowed,
+        ),
+        ("/v1/refunds", "charge=ch_1&amount=6000", Code::AmountOverLimit),
+        (
+            "/v1/refunds",
+            "charge=ch_1&amount=2000&metadata[order]=7",
+            Code::ParamNotAllowed,
+        ),
+    ] {
+        let refused = world.call(&child, post(path, form), context()).await;
+        assert_eq!(refused.code(), Some(code), "{path} {form}: {refused:?}");
+    }
+    assert_eq!(world.refunded(), 0);
+    let sent = world
+        .call(&child, post("/v1/refunds", "charge=ch_1&amount=2000"), context())
+        .await;
+    assert_eq!(sent.status, 200, "what only the child refuses is noted: {sent:?}");
+}
+
+#[tokio::test]
+async fn a_child_names_no_secret_that_its_parent_does_not() {
+    let world = World::new(refunds(500)).await;
+    let child = json!({"vendor": "stripe", "secret": "other", "label": "child", "parent": world.key.id,
+        "daily_usd_cap": 5, "allowed_endpoints": ["refunds.create"]});
+    let child = keybrake::Policy::from_value(&child).unwrap();
+    let refused = world.kb.issue(child).run("run_1").await.unwrap_err().to_string();
+    assert!(
+        refused.contains("`secret` is \"other\" here and not given in the parent"),
+        "{refused}"
+    );
+}
+
+#[tokio::test]
+async fn a_free_operation_that_the_policy_prices_is_flushed_as_money() {
+    let policy = json!({"vendor": "stripe", "label": "support", "daily_usd_cap": 100, "allowed_endpoints": ["customers.update"],
+        "operation_costs": {"customers.update": 80}});
+    let world = World::new(policy).await;
+    let ended = world.post("/v1/customers/cus_1", "balance=-8000").await;
+    let call_id = ended.record.call_id.clone();
+    let hold = world.kb.ledger().reservation(&call_id).await.unwrap().unwrap();
+    assert!(hold.facts.moves_money, "{hold:?}");
+}
+
+#[tokio::test]
 async fn a_childs_rate_does_not_stand_in_for_its_parents() {
     let world = World::new(refunds(500)).await;
     let now = keybrake::audit::time_text(SystemClock.now_ms());

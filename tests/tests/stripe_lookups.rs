@@ -117,3 +117,23 @@ async fn a_key_begins_only_so_many_lookups_a_second() {
     assert_eq!(world.budget().await, (40_000_000, 0));
     world.verify().await;
 }
+
+#[tokio::test]
+async fn a_lookup_that_failed_is_not_a_wrong_customer() {
+    let limits = Limits {
+        lookups_per_second: Some(1),
+        ..Limits::default()
+    };
+    let mut policy = refunds();
+    policy["allowed_customers"] = json!(["cus_1"]);
+    let world = World::limited(limits, policy).await;
+    let first = world.post("/v1/refunds", "charge=ch_1&amount=1000").await;
+    let second = world.post("/v1/refunds", "charge=ch_2&amount=1000").await;
+    assert_eq!(first.code(), None, "{first:?}");
+    assert_eq!(
+        second.code(),
+        Some(Code::CostUnknown),
+        "nobody knows whose charge it is: {second:?}"
+    );
+    assert_eq!((reads(&world), world.refunded()), (1, 1_000));
+}

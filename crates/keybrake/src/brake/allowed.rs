@@ -57,7 +57,8 @@ pub(super) fn customer_check(job: &Job, vendor: &'static dyn Vendor, policy: &Co
     if !policy.has_customer_rule() {
         return Ok(());
     }
-    let unread = job.found.is_none() && !job.owner_read && job.lookup_refusal.is_none();
+    // A lookup that failed is refused as what it is, after these checks: nobody knows whose call it is.
+    let unread = job.found.is_none() && !job.owner_read;
     let priced_by_read = || {
         matches!(
             vendor.estimate(recognised, policy.count_at_creation()),

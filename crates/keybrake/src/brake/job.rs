@@ -11,6 +11,7 @@ use super::{Brake, CallContext, Purpose, anonymous};
 use crate::clock::Clock;
 use crate::error::Result;
 use crate::ledger::{CallFacts, TokenHash};
+use crate::money::Usd;
 use crate::policy::{Code, CompiledPolicy, Denial};
 use crate::request::{Call, Refusal, headers};
 use crate::vendors::{Class, Lookup, LookupAnswer, Recognised, Reply, Vendor};
@@ -159,7 +160,8 @@ impl Job {
             }
             facts.customer.clone_from(&recognised.customer);
             facts.direction = recognised.operation.direction;
-            facts.moves_money = !matches!(recognised.operation.class, Class::Read | Class::Free);
+            let costs = self.priced.as_ref().is_some_and(|priced| priced.usd > Usd::ZERO);
+            facts.moves_money = costs || !matches!(recognised.operation.class, Class::Read | Class::Free);
         }
         if let Some(key) = &self.key {
             let record = &key.record;

@@ -161,15 +161,10 @@ impl Brake {
         }
         job.would_deny = None;
         for check in [endpoint_check, account_check, params_check, customer_check] {
-            let failed = key
-                .policies
-                .iter()
-                .find_map(|policy| Some((policy, check(job, vendor, policy).err()?)));
-            if let Some((policy, refusal)) = failed {
-                if !policy.observe() {
-                    return Ok(Err(refusal));
-                }
-                note_would_deny(job, refusal.into());
+            match key.failing(|policy| check(job, vendor, policy).err()) {
+                Some((refusal, false)) => return Ok(Err(refusal)),
+                Some((refusal, true)) => note_would_deny(job, refusal.into()),
+                None => {}
             }
         }
         Ok(Ok(()))

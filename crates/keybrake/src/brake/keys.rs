@@ -41,6 +41,19 @@ impl CachedKey {
             .filter(move |policy| all || !policy.observe())
     }
 
+    /// What the first policy that fails a check says, and whether it is only to be noted: a policy that enforces speaks
+    /// before one that observes, so that an observing child hides nothing from its parent's rules.
+    pub(crate) fn failing<T>(&self, check: impl Fn(&CompiledPolicy) -> Option<T>) -> Option<(T, bool)> {
+        let of = |observing: bool| {
+            let mut policies = self
+                .policies
+                .iter()
+                .filter(|policy| policy.observe() == observing);
+            policies.find_map(&check).map(|failure| (failure, observing))
+        };
+        of(false).or_else(|| of(true))
+    }
+
     /// The secret that the key or an ancestor names for a vendor (issuing refuses two that differ).
     pub(crate) fn secret_name(&self, vendor: &str) -> Option<&str> {
         self.policies.iter().find_map(|policy| policy.secret_name(vendor))

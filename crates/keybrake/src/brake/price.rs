@@ -3,7 +3,7 @@
 use super::allowed::final_params_check;
 use super::charges;
 use super::job::Job;
-use super::judge::{Stage, note_would_deny, refusal_ask};
+use super::judge::{Stage, note_would_deny};
 use super::keys::CachedKey;
 use crate::error::Result;
 use crate::ledger::{AmountAsk, Ask, IdentityAsk, ObjectRaise, Scope};
@@ -110,26 +110,16 @@ pub(super) fn amount(
     identity: Option<IdentityAsk>,
 ) -> Result<Stage> {
     job.priced = Some(priced.clone());
-    let failed = key
-        .policies
-        .iter()
-        .find_map(|policy| Some((policy, final_params_check(job, policy, &priced.pins).err()?)));
-    if let Some((policy, refusal)) = failed {
-        if !policy.observe() {
-            return Ok(Stage::Ask {
-                ask: refusal_ask(refusal, false),
-                identity,
-            });
-        }
-        note_would_deny(job, refusal.into());
-    }
-    let over = key
-        .policies
-        .iter()
-        .find(|policy| policy.per_call_ceiling().is_some_and(|most| priced.usd > most));
-    if let Some(policy) = over {
-        let denial = over_limit(job, priced.usd, policy.per_call_ceiling().unwrap_or_default());
-        if !policy.observe() {
+    let refused = key
+        .failing(|policy| final_params_check(job, policy, &priced.pins).err())
+        .map(|(refusal, noted)| (Denial::from(refusal), noted));
+    let over = || {
+        let ceiling = |policy: &CompiledPolicy| policy.per_call_ceiling().filter(|most| priced.usd > *most);
+        key.failing(ceiling)
+            .map(|(most, noted)| (over_limit(job, priced.usd, most), noted))
+    };
+    for (denial, noted) in [refused, over()].into_iter().flatten() {
+        if !noted {
             return Ok(Stage::Ask {
                 ask: Ask::Refuse {
                     denial: Box::new(denial),

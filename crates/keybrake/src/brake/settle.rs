@@ -73,7 +73,8 @@ impl Brake {
         reading: &Reading,
     ) -> Result<SettleAnswer> {
         let now_ms = self.clock().now_ms();
-        let usd = |amount: VendorAmount| to_usd(key, amount, now_ms).ok();
+        // At the rate of its own day: today's may be too old, or another.
+        let usd = |amount: VendorAmount| to_usd(key, amount, hold.reserved_at_ms).ok();
         let mut facts = ReplyFacts {
             vendor_request_id: reading.request_id.clone(),
             vendor_object: reading.vendor_object.clone(),

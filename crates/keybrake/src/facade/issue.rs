@@ -290,11 +290,13 @@ fn agree(kind: &str, given: Option<&str>, policy: Option<&str>) -> Result<Option
 fn refuse_other_secrets(child: &CompiledPolicy, parent: &KeyRecord) -> Result<()> {
     let parent = CachedKey::compile(parent.clone())?;
     for vendor in child.vendors() {
-        if let (Some(own), Some(its)) = (child.secret_name(vendor), parent.secret_name(vendor))
-            && own != its
+        let (own, its) = (child.secret_name(vendor), parent.secret_name(vendor));
+        if let Some(own) = own
+            && its != Some(own)
         {
+            let its = its.map_or_else(|| "not given".to_owned(), |its| format!("{its:?}"));
             return Err(Error::policy(format!(
-                "`secret` is {own:?} here and {its:?} in the parent key's policy; a child uses its parent's"
+                "`secret` is {own:?} here and {its} in the parent key's policy; a child uses its parent's"
             )));
         }
     }
