@@ -137,7 +137,14 @@ macro_rules! conformance {
                 scenario_16_concurrent_upper_bounds,
                 scenario_19_authorise_and_cancel_a_thousand_times,
                 scenario_21_observe_child_under_an_enforcing_parent,
-                scenario_22_caps_change_under_load;
+                scenario_22_caps_change_under_load,
+                reassert_takes_over_what_was_decided,
+                reassert_merges_by_rank,
+                reassert_knows_histories_from_ranks,
+                reassert_counts_in_the_window_that_reserved_it,
+                reassert_keeps_the_last_act,
+                reassert_restores_exposure,
+                reassert_refuses_what_no_ledger_wrote;
             lessons:
                 lesson_01_hold_is_never_shrunk,
                 lesson_02_settles_where_it_was_reserved,

@@ -9,8 +9,8 @@ use keybrake::clock::{Clock as _, ManualClock};
 use keybrake::ledger::redis::RedisLedger;
 use keybrake::ledger::{
     AdminNote, BudgetDef, BudgetUsage, Event, EventFilter, HoldFilter, IssueKey, KeyRecord, Ledger,
-    LedgerInfo, LedgerSecret, Reservation, ReserveAnswer, ReserveRequest, Scope, SettleAnswer, Settlement,
-    Stop, StopAnswer, StopScope, TokenHash, VerifyReport,
+    LedgerInfo, LedgerSecret, Reasserted, Reassertion, Reservation, ReserveAnswer, ReserveRequest, Scope,
+    SettleAnswer, Settlement, Stop, StopAnswer, StopScope, TokenHash, VerifyReport,
 };
 
 use super::{Fresh, Opened};
@@ -142,6 +142,10 @@ impl Ledger for Moved {
 
     async fn settle(&self, settlement: Settlement) -> Result<SettleAnswer> {
         self.at_this_time().settle(settlement).await
+    }
+
+    async fn reassert(&self, reassertion: Reassertion) -> Result<Reasserted> {
+        self.at_this_time().reassert(reassertion).await
     }
 
     async fn sweep(&self, limit: u32) -> Result<u32> {

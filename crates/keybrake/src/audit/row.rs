@@ -163,6 +163,7 @@ impl Fold {
             EventKind::Reserved => "allowed",
             EventKind::Denied => "denied",
             EventKind::Replayed => "replayed",
+            EventKind::Reasserted if event.body.begins => "allowed",
             _ => return Ok(None),
         };
         let mut fold = Self {
@@ -218,6 +219,7 @@ impl Fold {
                 self.ended(event.kind, body);
             }
             EventKind::Pending | EventKind::Unknown => self.ended(event.kind, body),
+            EventKind::Reasserted => self.reasserted(body),
         }
         self.notes(body);
         Ok(())
@@ -270,6 +272,17 @@ impl Fold {
             _ => None,
         };
         self.state = body.state.or(by_kind).or(self.state);
+    }
+
+    /// The call as it stands, said again after it was lost.
+    fn reasserted(&mut self, body: &EventBody) {
+        self.state = body.state.or(self.state);
+        self.attempts = self.attempts.max(body.attempt.unwrap_or(1));
+        if matches!(self.state, Some(State::Held | State::Unknown | State::Pending)) {
+            self.reserved = body.amount_micros.map(Usd::from_micros).or(self.reserved);
+        } else {
+            self.named = body.amount_micros.or(self.named);
+        }
     }
 
     /// What an event adds to the row besides its state and its money.

@@ -532,3 +532,28 @@ async fn exports_have_a_header_and_one_line_for_each_call() {
     assert_eq!(row["cost_usd_parsed"], "-1.00");
     assert_eq!(row["metadata"]["state"], "settled");
 }
+
+#[test]
+fn a_call_that_was_lost_and_said_again_is_one_row() {
+    let said = |seq, begins, deltas: &[(&str, i64, i64)]| {
+        let body = json!({"facts": facts(-1), "amount_micros": 50_000_000, "state": "settled", "attempt": 2,
+                          "begins": begins, "reply": {"status_code": 200, "vendor_request_id": null, "vendor_object": null,
+                          "idempotency_key": null, "latency_ms": null, "cost_source": "response", "replayed": false}});
+        event(seq, EventKind::Reasserted, deltas, body)
+    };
+    // Its settlement alone was lost, or all of it.
+    let settles = [
+        (STRIPE_DAY, 50_000_000, -50_000_000),
+        ("*|run:run_42|usd|run|test|-", 50_000_000, -50_000_000),
+    ];
+    let known = project(&[reserved(-1), said(2, false, &settles)]);
+    let anew = project(&[said(1, true, &[(STRIPE_DAY, 50_000_000, 0)])]);
+    for row in [known, anew] {
+        assert_eq!(row.cost_usd_parsed.unwrap().to_string(), "-50.00");
+        assert_eq!((row.note("state"), row.status_code), (Some("settled"), Some(200)));
+        assert_eq!(row.policy_verdict, "allowed");
+        assert_eq!(row.held(), Usd::ZERO);
+    }
+    // On a later page of the log it begins no second row.
+    assert!(fold_page(&[said(9, false, &settles)]).unwrap().is_empty());
+}

@@ -306,6 +306,7 @@ const fn kind_word(kind: EventKind) -> &'static str {
         EventKind::Corrected => "corrected",
         EventKind::Denied => "denied",
         EventKind::Replayed => "replayed",
+        EventKind::Reasserted => "reasserted",
         EventKind::Admin => "admin",
     }
 }

@@ -32,6 +32,9 @@ pub enum EventKind {
     Denied,
     /// A repeat answered from the recorded reply.
     Replayed,
+    /// Something that the ledger had lost is there again, said by who remembered it: a call as it stands now, or an
+    /// administrative act.
+    Reasserted,
     /// An administrative act: issue, revoke, stop, resume, budget, clock, checkpoint.
     Admin,
 }
@@ -117,6 +120,9 @@ pub struct EventBody {
     /// Fields that were written into the request.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub pins: Vec<(String, String)>,
+    /// Whether the ledger knew nothing of the call before (`reasserted`).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub begins: bool,
     /// The administrative act.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin: Option<Box<AdminAct>>,

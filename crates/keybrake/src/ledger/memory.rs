@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 
 use super::events::{Event, EventFilter};
+use super::reassertion::{Reasserted, Reassertion};
 use super::rules::{self, ClockGuard, Flood};
 use super::store::Store;
 use super::types::{
@@ -129,6 +130,10 @@ impl Ledger for MemoryLedger {
 
     async fn settle(&self, settlement: Settlement) -> Result<SettleAnswer> {
         self.step(|store, _, clock_ms| rules::settle(store, clock_ms, &settlement))
+    }
+
+    async fn reassert(&self, reassertion: Reassertion) -> Result<Reasserted> {
+        self.step(|store, _, clock_ms| rules::reassert(store, clock_ms, &reassertion))
     }
 
     async fn sweep(&self, limit: u32) -> Result<u32> {

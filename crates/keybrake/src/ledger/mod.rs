@@ -26,6 +26,7 @@ pub mod events;
 mod memory;
 mod memory_store;
 mod open;
+pub mod reassertion;
 pub mod redis;
 pub mod reservation;
 pub mod rules;
@@ -40,6 +41,7 @@ use async_trait::async_trait;
 pub use events::{AdminAct, Delta, Event, EventBody, EventFilter, EventKind, IdentityNote};
 pub use memory::MemoryLedger;
 pub use open::open;
+pub use reassertion::{BudgetAssertion, CallAssertion, KeyAssertion, Reasserted, Reassertion, StopAssertion};
 pub use types::*;
 
 use crate::error::Result;
@@ -111,6 +113,13 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
 
     /// What became of an attempt. Idempotent by (call id, attempt, proof kind).
     async fn settle(&self, settlement: Settlement) -> Result<SettleAnswer>;
+
+    /// Merges in what was decided before and may have been lost, by the rank of each call's state; [`Reassertion`] says
+    /// how. Nothing refuses it, and nothing of it counts twice.
+    ///
+    /// # Errors
+    /// `Policy` when an amount or a budget's name is none that a ledger wrote; then nothing of it is taken over.
+    async fn reassert(&self, reassertion: Reassertion) -> Result<Reasserted>;
 
     /// Marks holds past their deadline as unknown, at most `limit`; answers how many.
     async fn sweep(&self, limit: u32) -> Result<u32>;

@@ -3,7 +3,9 @@
 mod calls;
 mod keys;
 mod objects;
+mod reassert;
 
 pub use calls::*;
 pub use keys::*;
 pub use objects::*;
+pub use reassert::*;

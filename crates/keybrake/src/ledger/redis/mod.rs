@@ -39,6 +39,7 @@ use self::step::{Kind, Own};
 use self::url::Place;
 use super::Ledger;
 use super::events::{Event, EventFilter};
+use super::reassertion::{Reasserted, Reassertion};
 use super::rules;
 use super::store::Store as _;
 use super::types::{
@@ -76,6 +77,13 @@ const ADMIN: Kind = Kind {
     guess: Guess::Nothing,
     lapses: false,
     once: true,
+    due: 0,
+};
+/// Said twice it changes nothing, so it needs no mark.
+const REASSERT: Kind = Kind {
+    guess: Guess::NewCall,
+    lapses: false,
+    once: false,
     due: 0,
 };
 const SWEEP: Kind = Kind {
@@ -324,6 +332,13 @@ impl Ledger for RedisLedger {
             .await?;
         log::correct(answer.tightest.as_mut(), &counters);
         Ok(answer)
+    }
+
+    async fn reassert(&self, reassertion: Reassertion) -> Result<Reasserted> {
+        self.admin(REASSERT, |draft, now_ms| {
+            rules::reassert(draft, now_ms, &reassertion)
+        })
+        .await
     }
 
     async fn sweep(&self, limit: u32) -> Result<u32> {

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::acts;
 use super::charge;
 use super::keys::{check_def, note_group, same_shape};
 use super::step::{Step, admin_body};
@@ -26,6 +27,8 @@ pub fn put_budget(
         note_group(&mut step, def);
     }
     step.store.put_budget(def)?;
+    let now_ms = step.now_ms;
+    acts::note_cap(&mut step, &def.id(), now_ms)?;
     let detail = [
         ("unit", json!(def.unit.as_str())),
         ("per", json!(def.window.as_str())),

@@ -343,15 +343,62 @@ pub(super) fn point(
         step.store.put_pointer(&reserved_as.id, pointer())?;
     }
     if let Some(id) = caller_key_pointer(reserved_as, facts) {
-        let mut calls = step.store.pointer(&id)?.unwrap_or_default();
-        if calls.call_ids.len() >= CALLS_PER_CALLER_KEY {
-            calls.call_ids.remove(0);
-        }
-        calls.call_ids.push(facts.call_id.clone());
-        calls.until_ms = until_ms;
-        step.store.put_pointer(&id, calls)?;
+        let calls = step.store.pointer(&id)?.unwrap_or_default();
+        add_caller_key(step, &id, calls, (facts, came_as.remember_ms))?;
     }
     Ok(())
+}
+
+/// Lets a call that the ledger had lost be found again by its identity, by those that joined it, and by its caller's own
+/// key; a newer call that stands there stays. Answers whether anything changed.
+pub(super) fn find_again(step: &mut Step<'_>, call: &Reservation, found_by: &[String]) -> Result<bool> {
+    let Some(own) = &call.identity else {
+        return Ok(false);
+    };
+    let mut changed = false;
+    for id in std::iter::once(&own.id).chain(found_by) {
+        changed |= find_by(step, call, id, own.remember_ms)?;
+    }
+    if let Some(id) = caller_key_pointer(own, &call.facts) {
+        let calls = step.store.pointer(&id)?.unwrap_or_default();
+        if !calls.call_ids.contains(&call.facts.call_id) {
+            add_caller_key(step, &id, calls, (&call.facts, own.remember_ms))?;
+            changed = true;
+        }
+    }
+    Ok(changed)
+}
+
+fn find_by(step: &mut Step<'_>, call: &Reservation, id: &str, remember_ms: i64) -> Result<bool> {
+    let call_id = &call.facts.call_id;
+    let standing = step.store.pointer(id)?;
+    if let Some(other_id) = standing.as_ref().and_then(|pointer| pointer.call_ids.last()) {
+        let age = |call: &Reservation| (call.generation, call.reserved_at_ms);
+        let other = step.store.reservation(other_id)?;
+        if other_id == call_id || other.is_some_and(|other| age(&other) >= age(call)) {
+            return Ok(false);
+        }
+    }
+    let pointer = Pointer {
+        call_ids: vec![call_id.clone()],
+        until_ms: step.now_ms.saturating_add(remember_ms),
+    };
+    step.store.put_pointer(id, pointer)?;
+    Ok(true)
+}
+
+fn add_caller_key(
+    step: &mut Step<'_>,
+    id: &str,
+    mut calls: Pointer,
+    (facts, remember_ms): (&CallFacts, i64),
+) -> Result<()> {
+    if calls.call_ids.len() >= CALLS_PER_CALLER_KEY {
+        calls.call_ids.remove(0);
+    }
+    calls.call_ids.push(facts.call_id.clone());
+    calls.until_ms = step.now_ms.saturating_add(remember_ms);
+    step.store.put_pointer(id, calls)
 }
 
 /// Lets an identity that joined another's unknown call follow it from now on.

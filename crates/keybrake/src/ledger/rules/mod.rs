@@ -4,14 +4,17 @@
 //! function answers an error, the backend discards the step. All checks stand before the first write, and
 //! nothing here reads a clock, a file or a socket.
 
+mod acts;
 mod budgets;
 mod charge;
 mod contributors;
 mod flood;
 mod identity;
 mod keys;
+mod merge;
 mod object;
 mod outcome;
+mod reassert;
 mod reserve;
 mod settle;
 mod shares;
@@ -25,6 +28,7 @@ pub use budgets::{budgets, put_budget, usage};
 pub(in crate::ledger) use flood::Note as FloodNote;
 pub use flood::{Flood, flush_denials};
 pub use keys::{issue_key, key, key_by_token, keys, revoke};
+pub use reassert::reassert;
 pub use reserve::reserve;
 pub use settle::settle;
 pub use stops::{resume, set_stop, stop};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::acts;
 use super::step::{Step, admin_body};
 use super::sweep::lapse;
 use crate::error::Result;
@@ -50,6 +51,7 @@ fn set(step: &mut Step<'_>, scope: &StopScope, note: &AdminNote) -> Result<Stop>
         admin: note.clone(),
     };
     step.store.put_stop(&stop)?;
+    acts::note_stop(step, scope, stop.since_ms)?;
     step.meta.stops = step.meta.stops.saturating_add(1);
     let body = admin_body("stop", scope.name(), note, &[]);
     step.append(EventKind::Admin, None, Vec::new(), body)?;
@@ -63,6 +65,8 @@ pub fn resume(store: &mut dyn Store, clock_ms: i64, scope: &StopScope, note: &Ad
         return Ok(false);
     }
     step.store.remove_stop(scope)?;
+    let now_ms = step.now_ms;
+    acts::note_stop(&mut step, scope, now_ms)?;
     step.meta.stops = step.meta.stops.saturating_sub(1);
     let body = admin_body("resume", scope.name(), note, &[]);
     step.append(EventKind::Admin, None, Vec::new(), body)?;

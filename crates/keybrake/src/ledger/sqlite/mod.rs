@@ -38,6 +38,7 @@ use self::time::LedgerClock;
 use self::writer::{Work, stopped};
 use super::Ledger;
 use super::events::{Event, EventFilter};
+use super::reassertion::{Reasserted, Reassertion};
 use super::rules::{self, Flood};
 use super::store::Store as _;
 use super::types::{
@@ -311,6 +312,11 @@ impl Ledger for SqliteLedger {
 
     async fn settle(&self, settlement: Settlement) -> Result<SettleAnswer> {
         self.lazy(move |store, _, clock_ms| rules::settle(store, clock_ms, &settlement))
+            .await
+    }
+
+    async fn reassert(&self, reassertion: Reassertion) -> Result<Reasserted> {
+        self.admin(move |store, clock_ms| rules::reassert(store, clock_ms, &reassertion))
             .await
     }
 
