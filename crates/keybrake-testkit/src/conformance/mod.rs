@@ -124,6 +124,7 @@ macro_rules! conformance {
                 scenario_04_captures_are_cumulative,
                 scenario_04_a_declined_confirm_keeps_the_creation,
                 a_reversal_restores_the_window_that_counted_it,
+                a_failed_payout_stays_failed_whenever_its_acceptance_is_told,
                 scenario_05_fresh_key_same_run,
                 scenario_06_stop_then_issue,
                 scenario_07_ambiguous_reserve,

@@ -22,7 +22,8 @@ impl Model {
         };
         let kind = settlement.proof.kind();
         let key = (settlement.attempt, kind);
-        if self.calls[index].applied.contains(&key) && !self.says_more(index, settlement) {
+        let undone = undone(&self.calls[index], settlement);
+        if self.calls[index].applied.contains(&key) && (undone || !self.says_more(index, settlement)) {
             return Some(self.answer(index));
         }
         let of_an_attempt = matches!(settlement.proof, Proof::DidNotExecute | Proof::NeverSent);
@@ -33,6 +34,7 @@ impl Model {
         if effect == Effect::VoidSameGeneration && self.now_ms < self.calls[index].not_after_ms {
             return None;
         }
+        let effect = if undone { Effect::Note } else { effect };
         self.calls[index].applied.insert(key);
         self.calls[index].changed_at_ms = self.now_ms;
         if settlement.reply.is_some() {
@@ -224,6 +226,14 @@ impl super::reference::ModelCall {
     fn is_waiting(&self) -> bool {
         matches!(self.state, State::Held | State::Unknown | State::Pending)
     }
+}
+
+/// Whether a provisional success comes after the vendor itself, and not one attempt, showed that it failed.
+fn undone(call: &super::reference::ModelCall, settlement: &Settlement) -> bool {
+    matches!(settlement.proof, Proof::ChargedProvisionally { .. })
+        && settlement.object.is_none()
+        && call.end == End::Declined
+        && (call.applied.contains(&(0, "reversed")) || call.applied.contains(&(0, "failed_for_good")))
 }
 
 fn spend_counts(call: &mut super::reference::ModelCall) {

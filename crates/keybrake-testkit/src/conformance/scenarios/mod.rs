@@ -2,10 +2,12 @@
 
 mod calls;
 mod keys;
+mod late;
 mod objects;
 mod reassert;
 
 pub use calls::*;
 pub use keys::*;
+pub use late::*;
 pub use objects::*;
 pub use reassert::*;

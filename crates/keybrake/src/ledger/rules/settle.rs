@@ -49,7 +49,8 @@ fn apply(step: &mut Step<'_>, mut call: Reservation, settlement: &Settlement) ->
         .applied
         .iter()
         .any(|(attempt, proof)| *attempt == settlement.attempt && proof == kind);
-    if applied && !says_more(step, &call, settlement)? {
+    let undone = undone(&call, settlement);
+    if applied && (undone || !says_more(step, &call, settlement)?) {
         return answer(step, &call, Usd::ZERO, true);
     }
     check_attempt(&call, settlement)?;
@@ -61,6 +62,7 @@ fn apply(step: &mut Step<'_>, mut call: Reservation, settlement: &Settlement) ->
             from.as_str(),
         )));
     };
+    let effect = if undone { Effect::Note } else { effect };
     let before = (call.state, call.holds_something());
     let mut outcome = outcome(step, &mut call, settlement, effect, from)?;
     let mut deltas = Vec::new();
@@ -101,6 +103,21 @@ fn state_now(step: &mut Step<'_>, call: &Reservation) -> State {
         State::Unknown
     } else {
         call.state
+    }
+}
+
+/// Whether this tells of a success that is known to be undone: the vendor showed that it had failed since (a payout), and
+/// whoever read the earlier reply tells of it late, or once more. One attempt's own decline proves nothing of the others.
+fn undone(call: &Reservation, settlement: &Settlement) -> bool {
+    let provisionally = matches!(settlement.proof, Proof::ChargedProvisionally { .. });
+    if !provisionally || settlement.object.is_some() {
+        return false;
+    }
+    let shown = |kind| matches!(kind, "failed_for_good" | "reversed");
+    match call.ended_by.as_deref() {
+        Some(ended::REVERSED) => true,
+        Some(ended::DECLINED) => call.applied.iter().any(|(n, kind)| *n == 0 && shown(kind)),
+        _ => false,
     }
 }
 
