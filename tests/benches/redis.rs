@@ -3,7 +3,8 @@
 //! and the ratio to `PING`; asserts nothing.
 //!
 //! `make bench` runs it. Read the ratios, not the microseconds: client and server share this machine.
-//! `cargo bench -p keybrake-tests --bench redis -- 1 growth` runs one number of tasks, and the growth, alone.
+//! `cargo bench -p keybrake-tests --bench redis -- 1 growth` runs one number of tasks, and the growth, alone; `-- strict`
+//! what it costs to wait for a replica.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -31,7 +32,7 @@ use keybrake::ledger::{
 };
 use keybrake::policy::window;
 use keybrake::{SystemClock as Machine, Usd};
-use keybrake_testkit::redis::{Connection, RedisOptions, RedisServer};
+use keybrake_testkit::redis::{Connection, RedisOptions, RedisServer, Replicated};
 use redis::aio::MultiplexedConnection;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::task::JoinSet;
@@ -66,28 +67,37 @@ fn main() {
         if wanted("growth") {
             growth().await;
         }
+        if wanted("strict") {
+            for tasks in [1, 8, 64] {
+                strict(tasks).await;
+            }
+        }
     });
 }
 
 /// One server, the ledger on it, and a connection of our own like the ledger's.
 struct Bench {
-    server: RedisServer,
     stats: Mutex<Connection>,
     ledger: Arc<dyn Ledger>,
     plain: MultiplexedConnection,
 }
 
 impl Bench {
-    async fn new() -> Self {
+    /// On a server of its own, which lives as long as what is answered.
+    async fn new() -> (RedisServer, Self) {
         let server = RedisServer::start(RedisOptions::new()).unwrap();
+        let bench = Self::on(&server, "").await;
+        (server, bench)
+    }
+
+    async fn on(server: &RedisServer, options: &str) -> Self {
         let stats = server.connect().unwrap();
-        server.command(&["FUNCTION", "LOAD", NOTHING]).unwrap();
-        let url = format!("{}?ns=bench&timeout_ms=20000", server.url());
+        server.command(&["FUNCTION", "LOAD", "REPLACE", NOTHING]).unwrap();
+        let url = format!("{}?ns=bench&timeout_ms=20000{options}", server.url());
         let ledger = keybrake::ledger::open(&url, Arc::new(Machine)).unwrap();
         let client = redis::Client::open(server.url()).unwrap();
         let plain = client.get_multiplexed_async_connection().await.unwrap();
         Self {
-            server,
             stats: Mutex::new(stats),
             ledger,
             plain,
@@ -382,7 +392,7 @@ fn nothing(bytes: usize) -> redis::Cmd {
 }
 
 async fn decisions(tasks: usize) {
-    let bench = Bench::new().await;
+    let (server, bench) = Bench::new().await;
     let mut increment = redis::cmd("INCRBY");
     increment.arg("bench").arg(17);
     let floors = [
@@ -439,12 +449,41 @@ async fn decisions(tasks: usize) {
             (reserve + settle) / floor
         );
     }
-    drop(bench.server);
+    drop(server);
+}
+
+/// The same calls with a replica that copies asynchronously and with one that is waited for (`replicas=1`), in turns, on
+/// one primary.
+async fn strict(tasks: usize) {
+    let mut pair = Replicated::start(&RedisOptions::new()).unwrap();
+    let mut sides = Vec::new();
+    for (name, options) in [("asynchronous", ""), ("replicas=1", "&replicas=1")] {
+        let bench = Bench::on(pair.primary(), options).await;
+        let key = bench.key(name, budgets(name, 3)).await;
+        sides.push((name, bench, key, Sample::default(), Sample::default()));
+    }
+    for round in 0..=ROUNDS {
+        for (_, bench, key, reserves, settles) in &mut sides {
+            if round == 1 {
+                (*reserves, *settles) = Default::default();
+            }
+            pairs(bench, (reserves, settles), tasks, key).await;
+        }
+    }
+    heading(
+        &format!("a replica, 3 budgets, {tasks} tasks on one connection"),
+        "async",
+    );
+    let floors = (sides[0].3.at(500), sides[0].4.at(500));
+    for (name, _, _, mut reserves, mut settles) in sides {
+        show(&format!("reserve, {name}"), &mut reserves, floors.0);
+        show(&format!("settle, {name}"), &mut settles, floors.1);
+    }
 }
 
 /// The same calls on an empty ledger and on a full one, in turns. Flat means at most 1.3.
 async fn growth() {
-    let (small, large) = (Bench::new().await, Bench::new().await);
+    let ((_small, small), (_large, large)) = (Bench::new().await, Bench::new().await);
     fill(&large).await;
     let mut keys = Vec::new();
     for bench in [&small, &large] {

@@ -1,8 +1,8 @@
 //! A process that works on a ledger until it is done or killed, for tests with several processes.
 //!
 //! `ledger_worker LEDGER KEY spend N AMOUNT [TASKS]` reserves and settles N calls in each of TASKS tasks; `... reserve N
-//! AMOUNT [TASKS]` reserves only; `... endure N AMOUNT [TASKS]` is `spend` that goes on after an error. LEDGER is a file
-//! or a URL. `... state STATE AMOUNT` brings one call into a state and waits to be killed. `... foreign` is not ours: it opens the
+//! AMOUNT [TASKS]` reserves only; `... endure N AMOUNT [TASKS]` is `spend` that goes on after an error, and `... fill N
+//! AMOUNT [TASKS]` is `endure` that ends with the first refusal. LEDGER is a file or a URL. `... state STATE AMOUNT` brings one call into a state and waits to be killed. `... foreign` is not ours: it opens the
 //! database with plain SQLite, counts its events and closes it. Each answer is one line: `granted ID`, `denied CODE`,
 //! `settled ID`, `error MESSAGE`, `state STATE`, `events N`, and at the end `longest MICROSECONDS`.
 #![expect(
@@ -12,6 +12,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use keybrake::ledger::redis::RedisLedger;
@@ -43,7 +44,8 @@ async fn main() -> anyhow::Result<()> {
         ledger,
         key,
         settles: text(2) != "reserve",
-        endures: text(2) == "endure",
+        endures: matches!(text(2), "endure" | "fill"),
+        full: (text(2) == "fill").then(Arc::default),
         count: text(3).parse()?,
         amount: text(4).parse()?,
     };
@@ -104,6 +106,8 @@ struct Task {
     key: KeyRecord,
     settles: bool,
     endures: bool,
+    /// For `fill`: set once a call was refused.
+    full: Option<Arc<AtomicBool>>,
     count: u32,
     amount: i64,
 }
@@ -113,13 +117,20 @@ impl Task {
     async fn work(self, task: u32) -> anyhow::Result<Duration> {
         let mut longest = Duration::ZERO;
         for number in 1..=self.count {
+            if self
+                .full
+                .as_ref()
+                .is_some_and(|full| full.load(Ordering::Relaxed))
+            {
+                break;
+            }
             let call_id = format!("call-{}-{task}-{number}", std::process::id());
             let started = Instant::now();
             let done = self.call(&call_id, started, &mut longest).await;
             match done {
                 Err(error) if self.endures => {
                     say(&format!("error {error}"))?;
-                    tokio::time::sleep(Duration::from_millis(2)).await;
+                    tokio::time::sleep(Duration::from_millis(if self.full.is_some() { 20 } else { 2 })).await;
                 }
                 done => done?,
             }
@@ -133,7 +144,12 @@ impl Task {
         *longest = (*longest).max(started.elapsed());
         match answer {
             Ok(_) => say(&format!("granted {call_id}"))?,
-            Err(code) => return say(&format!("denied {code}")),
+            Err(code) => {
+                if let Some(full) = &self.full {
+                    full.store(true, Ordering::Relaxed);
+                }
+                return say(&format!("denied {code}"));
+            }
         }
         if self.settles {
             self.ledger.settle(books::charged(call_id, self.amount)).await?;

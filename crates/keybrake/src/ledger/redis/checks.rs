@@ -1,9 +1,12 @@
 //! What `keybrake doctor` tells of a server: where it is, what it would lose, and whether the ledger on it is open.
 
+use std::time::Duration;
+
 use redis::{Cmd, Value};
 use tokio::time::Instant;
 
 use super::life::About;
+use super::replicas::{self, Connected};
 use super::server::Connection;
 use super::url::{Place, Transport};
 use super::wire::{Parts, function, text};
@@ -41,7 +44,7 @@ impl RedisLedger {
             transport(place),
             memory(&server),
             persistence(&server),
-            replication(&server),
+            replication(&server, place, &*connection).await,
             functions(&server),
             namespace(place),
             self.kept_secret(),
@@ -267,11 +270,23 @@ fn persistence(server: &Server) -> LedgerCheck {
     check(name, CheckGrade::Look, found, ADVICE)
 }
 
-fn replication(server: &Server) -> LedgerCheck {
+/// What a failover would lose.
+async fn replication(server: &Server, place: &Place, connection: &dyn Connection) -> LedgerCheck {
+    let answered = match place.replicas {
+        0 => None,
+        _ => Some(replicas::round_trip(connection, place).await),
+    };
+    replication_check(server, place.replicas, answered)
+}
+
+fn replication_check(server: &Server, demanded: u32, answered: Option<Result<Duration>>) -> LedgerCheck {
     let replicas = server.field("connected_slaves");
     if server.field("role") != "master" {
         let advice = "name the primary in the ledger's URL: a replica cannot decide";
         return check("replicas", CheckGrade::Bad, "this server is a replica", advice);
+    }
+    if let Some(answered) = answered {
+        return strict(server, demanded, answered);
     }
     if matches!(replicas, "" | "0") {
         return check("replicas", CheckGrade::Good, "none", "");
@@ -280,7 +295,41 @@ fn replication(server: &Server) -> LedgerCheck {
         "replicas",
         CheckGrade::Good,
         format!("{replicas}, written asynchronously"),
-        "one that is promoted may lack the last decisions; the ledger is then closed until it is known not to",
+        "one that is promoted may lack the last decisions; the ledger is then closed until it is known not to. With \
+         replicas=N in the ledger's URL, N of them have a decision before it is answered",
+    )
+}
+
+/// Strict durability: how many replicas are demanded, and how many there are.
+fn strict(server: &Server, demanded: u32, answered: Result<Duration>) -> LedgerCheck {
+    let Connected { online, all } = replicas::connected(&server.info);
+    let took = match answered {
+        Ok(took) => took.as_micros(),
+        Err(error) => {
+            let advice = format!(
+                "no call that can move money is let through: connect {}, or lower replicas= in the ledger's URL",
+                replicas::counted(demanded)
+            );
+            return check("replicas", CheckGrade::Bad, error.to_string(), advice);
+        }
+    };
+    let whole = took.checked_div(1_000).unwrap_or(0);
+    let rest = took.checked_rem(1_000).unwrap_or(0);
+    let found = format!(
+        "{online}, of which {demanded} must have a decision before it is answered; they take {whole}.{rest:03} ms"
+    );
+    if all > demanded {
+        let advice = format!(
+            "write replicas={all}: another than those that have the last decisions may be promoted; the ledger is then \
+             closed until it is known that none is missing"
+        );
+        return check("replicas", CheckGrade::Look, found, advice);
+    }
+    check(
+        "replicas",
+        CheckGrade::Good,
+        found,
+        "when one of them is gone, calls that can move money are refused until it is back",
     )
 }
 
@@ -368,8 +417,9 @@ mod tests {
 
     #[test]
     fn a_replica_cannot_be_a_ledger() {
-        assert_eq!(replication(&server("role:slave\r\n", &[])).grade, CheckGrade::Bad);
-        let primary = replication(&server("role:master\r\nconnected_slaves:2\r\n", &[]));
+        let of = |info| replication_check(&server(info, &[]), 0, None);
+        assert_eq!(of("role:slave\r\n").grade, CheckGrade::Bad);
+        let primary = of("role:master\r\nconnected_slaves:2\r\n");
         assert_eq!(primary.grade, CheckGrade::Good);
         assert!(primary.found.contains("asynchronously"), "{}", primary.found);
     }

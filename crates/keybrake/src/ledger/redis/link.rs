@@ -7,6 +7,7 @@ use redis::{Cmd, RedisError, Value};
 use tokio::runtime::{Handle, Id};
 use tokio::sync::Mutex as AsyncMutex;
 
+use super::replicas::{Lack, Replicas};
 use super::server::Connection;
 use super::url::Place;
 use super::{library, life};
@@ -44,12 +45,15 @@ pub(super) struct Link {
     made: AtomicU64,
 }
 
+/// A connection as it was when something was done on it.
 #[derive(Clone, Debug)]
-struct Live {
+pub(super) struct Live {
     number: u64,
     /// A task of this runtime drives it: it is silent while that stands still, and dead when that has ended.
     runtime: Option<Id>,
     connection: Arc<dyn Connection>,
+    /// In strict durability, where the replicas of the same server are waited for.
+    replicas: Option<Arc<Replicas>>,
 }
 
 impl Link {
@@ -64,11 +68,51 @@ impl Link {
 
     /// Sends one command and waits for its answer, within the URL's timeout.
     pub(super) async fn call(&self, command: &Cmd) -> Result<Value, Failure> {
+        self.call_by(command).await.map(|(value, _)| value)
+    }
+
+    /// The same, with the connection that answered.
+    pub(super) async fn call_by(&self, command: &Cmd) -> Result<(Value, Live), Failure> {
         let live = self.live().await.map_err(Failure::Refused)?;
         match live.connection.send(command).await.and_then(Value::extract_error) {
-            Ok(value) => Ok(value),
+            Ok(value) => Ok((value, live)),
             Err(error) => Err(self.failed(&live, &error)),
         }
+    }
+
+    /// In strict durability: waits until the replicas have what was answered on this connection.
+    ///
+    /// # Errors
+    /// `LedgerUnavailable` when too few have it in time.
+    pub(super) async fn replicated(&self, live: &Live) -> Result<()> {
+        match &live.replicas {
+            Some(replicas) => self.lacks(live, replicas.acknowledge().await),
+            None => Ok(()),
+        }
+    }
+
+    /// In strict durability, while replicas were missing the last time: asks for them once more.
+    ///
+    /// # Errors
+    /// `LedgerUnavailable` while they are missing.
+    pub(super) async fn replicas_back(&self) -> Result<()> {
+        if self.place.replicas == 0 {
+            return Ok(());
+        }
+        let live = self.live().await?;
+        match &live.replicas {
+            Some(replicas) => self.lacks(&live, replicas.back().await),
+            None => Ok(()),
+        }
+    }
+
+    fn lacks(&self, live: &Live, acknowledged: Result<(), Lack>) -> Result<()> {
+        acknowledged.map_err(|lack| {
+            if lack.connection_lost {
+                self.drop_connection(live.number);
+            }
+            lack.error
+        })
     }
 
     fn failed(&self, live: &Live, error: &RedisError) -> Failure {
@@ -118,8 +162,8 @@ impl Link {
         {
             return Err(Error::ledger(message.clone()));
         }
-        match connect(&self.place).await {
-            Ok(connection) => {
+        match self.connect().await {
+            Ok((connection, replicas)) => {
                 *failed = None;
                 let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
                 let number = self.made.fetch_add(1, Ordering::Relaxed);
@@ -127,6 +171,7 @@ impl Link {
                     number,
                     runtime,
                     connection,
+                    replicas,
                 };
                 if live.len() >= RUNTIMES {
                     live.remove(0);
@@ -139,6 +184,15 @@ impl Link {
                 Err(error)
             }
         }
+    }
+
+    async fn connect(&self) -> Result<(Arc<dyn Connection>, Option<Arc<Replicas>>)> {
+        let connection = connect(&self.place).await?;
+        let replicas = match self.place.replicas {
+            0 => None,
+            _ => Some(Replicas::beside(&*connection, &self.place).await?),
+        };
+        Ok((connection, replicas))
     }
 }
 

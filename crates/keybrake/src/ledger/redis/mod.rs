@@ -9,6 +9,7 @@
 //! | `records`, `log` | how records and events are written |
 //! | `copies`, `draft`, `store` | what this process remembers, and one step of the rules on it |
 //! | `wire`, `step` | the step as a command, and what becomes of it |
+//! | `replicas` | strict durability: what replicas have acknowledged |
 //!
 //! Every decision is a step of [`rules`], run on copies of the records. Its commit is one call of one function, which
 //! compares everything that the step rests on, in the same atomic step as the writes: docs/decisions/0008.
@@ -22,6 +23,7 @@ mod life;
 mod link;
 mod log;
 mod records;
+mod replicas;
 #[doc(hidden)]
 pub mod server;
 mod step;
@@ -43,9 +45,9 @@ use super::reassertion::{Reasserted, Reassertion};
 use super::rules;
 use super::store::Store as _;
 use super::types::{
-    AdminNote, BudgetDef, BudgetUsage, HoldFilter, IssueKey, KeyRecord, LedgerCheck, LedgerInfo,
-    LedgerSecret, Reservation, ReserveAnswer, ReserveRequest, Scope, SettleAnswer, Settlement, Stop,
-    StopAnswer, StopScope, TokenHash, VerifyReport,
+    AdminNote, BudgetDef, BudgetUsage, Grant, HoldFilter, IssueKey, KeyRecord, LedgerCheck, LedgerInfo,
+    LedgerSecret, Proof, ReplyFacts, Reservation, ReserveAnswer, ReserveRequest, Scope, SettleAnswer,
+    Settlement, Stop, StopAnswer, StopScope, TokenHash, VerifyReport,
 };
 use crate::clock::Clock;
 use crate::error::{Error, Result};
@@ -137,7 +139,11 @@ impl RedisLedger {
             let finding = scope.spawn(|| {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 match runtime {
-                    Ok(runtime) => runtime.block_on(life::find(&place, master)),
+                    Ok(runtime) => runtime.block_on(async {
+                        let found = life::find(&place, master).await?;
+                        replicas::demand(&place).await?;
+                        Ok(found)
+                    }),
                     Err(e) => Err(Error::ledger("no runtime for the connection to Redis").because(e)),
                 }
             });
@@ -161,6 +167,7 @@ impl RedisLedger {
             transport: url::Transport::Machine,
             ns: url::Namespace::new(super::sqlite::DEFAULT_NAMESPACE),
             timeout,
+            replicas: 0,
             shown: "redis://simulated".to_owned(),
         };
         let found = life::find(&place, master).await?;
@@ -199,6 +206,37 @@ impl RedisLedger {
             .own()
             .step(&*self.clock, kind, move |draft, _, now_ms| rule(draft, now_ms));
         step.await.map(|(answer, _)| answer)
+    }
+
+    /// As [`admin`](Self::admin), for what is promised when it returns: in strict durability, replicas have it then.
+    async fn act<T: Send>(
+        &self,
+        kind: Kind,
+        mut rule: impl FnMut(&mut draft::Draft<'_>, i64) -> Result<T> + Send,
+    ) -> Result<T> {
+        let own = self.own();
+        let step = own.step(&*self.clock, kind, move |draft, _, now_ms| rule(draft, now_ms));
+        let (answer, after) = step.await?;
+        own.replicated(&after)
+            .await
+            .map_err(|error| replicas::stands(&error))?;
+        Ok(answer)
+    }
+
+    /// Gives up a hold whose call is certainly never sent.
+    async fn take_back(&self, grant: &Grant) {
+        let settlement = Settlement {
+            call_id: grant.call_id.clone(),
+            attempt: grant.attempt,
+            proof: Proof::NeverSent,
+            object: None,
+            reply: None,
+            facts: ReplyFacts::default(),
+        };
+        let settled = tokio::time::timeout(self.place.timeout, self.settle(settlement)).await;
+        if !matches!(settled, Ok(Ok(_))) {
+            tracing::warn!(call_id = %grant.call_id, "a hold that no replica has could not be given up; it stands until its deadline");
+        }
     }
 
     async fn look<T: Send>(
@@ -259,14 +297,14 @@ impl Ledger for RedisLedger {
     async fn open_by_hand(&self, admin: AdminNote) -> Result<bool> {
         let opened = self.own().open_by_hand().await?;
         if opened {
-            self.admin(ADMIN, |draft, now_ms| rules::note_opening(draft, now_ms, &admin))
+            self.act(ADMIN, |draft, now_ms| rules::note_opening(draft, now_ms, &admin))
                 .await?;
         }
         Ok(opened)
     }
 
     async fn issue_key(&self, issue: IssueKey) -> Result<KeyRecord> {
-        self.admin(ISSUE, |draft, now_ms| rules::issue_key(draft, now_ms, &issue))
+        self.act(ISSUE, |draft, now_ms| rules::issue_key(draft, now_ms, &issue))
             .await
     }
 
@@ -284,7 +322,7 @@ impl Ledger for RedisLedger {
     }
 
     async fn revoke(&self, key_id: &str, admin: AdminNote) -> Result<bool> {
-        self.admin(ADMIN, |draft, now_ms| {
+        self.act(ADMIN, |draft, now_ms| {
             rules::revoke(draft, now_ms, key_id, &admin)
         })
         .await
@@ -292,7 +330,7 @@ impl Ledger for RedisLedger {
 
     async fn stop(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
         // First it stands; then there is time to count what it meets.
-        self.admin(ADMIN, |draft, now_ms| {
+        self.act(ADMIN, |draft, now_ms| {
             rules::set_stop(draft, now_ms, &scope, &admin)
         })
         .await?;
@@ -301,7 +339,7 @@ impl Ledger for RedisLedger {
     }
 
     async fn resume(&self, scope: &StopScope, admin: AdminNote) -> Result<bool> {
-        self.admin(ADMIN, |draft, now_ms| rules::resume(draft, now_ms, scope, &admin))
+        self.act(ADMIN, |draft, now_ms| rules::resume(draft, now_ms, scope, &admin))
             .await
     }
 
@@ -312,25 +350,33 @@ impl Ledger for RedisLedger {
     async fn reserve(&self, mut request: ReserveRequest) -> Result<ReserveAnswer> {
         let own = self.own();
         request.hold_for_ms = request.hold_for_ms.saturating_add(own.slack_ms());
-        let (mut answer, counters) = own
+        let moves_money = request.facts.moves_money;
+        if moves_money {
+            own.link.replicas_back().await?;
+        }
+        let (mut answer, after) = own
             .step(&*self.clock, DECISION, |draft, flood, now_ms| {
                 rules::reserve(draft, flood, now_ms, &request)
             })
             .await?;
         if let ReserveAnswer::Granted(grant) = &mut answer {
-            log::correct(grant.tightest.as_mut(), &counters);
+            log::correct(grant.tightest.as_mut(), &after.counters);
+            if moves_money && let Err(error) = own.replicated(&after).await {
+                self.take_back(grant).await;
+                return Err(error);
+            }
         }
         Ok(answer)
     }
 
     async fn settle(&self, settlement: Settlement) -> Result<SettleAnswer> {
-        let (mut answer, counters) = self
+        let (mut answer, after) = self
             .own()
             .step(&*self.clock, PROOF, |draft, _, now_ms| {
                 rules::settle(draft, now_ms, &settlement)
             })
             .await?;
-        log::correct(answer.tightest.as_mut(), &counters);
+        log::correct(answer.tightest.as_mut(), &after.counters);
         Ok(answer)
     }
 
@@ -368,7 +414,7 @@ impl Ledger for RedisLedger {
     }
 
     async fn put_budget(&self, budget: BudgetDef, admin: AdminNote) -> Result<BudgetDef> {
-        self.admin(ADMIN, |draft, now_ms| {
+        self.act(ADMIN, |draft, now_ms| {
             rules::put_budget(draft, now_ms, &budget, &admin)
         })
         .await
@@ -398,7 +444,7 @@ impl Ledger for RedisLedger {
 
     async fn accept_clock(&self, admin: AdminNote) -> Result<i64> {
         self.own().trust_clock();
-        self.admin(ADMIN, |draft, now_ms| {
+        self.act(ADMIN, |draft, now_ms| {
             let now_ms = rules::accept_clock(draft, now_ms, &admin)?;
             draft.clock_accepted(now_ms)?;
             Ok(now_ms)

@@ -29,6 +29,12 @@ pub trait Server: Send + Sync + Debug {
 pub trait Connection: Send + Sync + Debug {
     /// Sends one command and waits for its answer, within the ledger's timeout.
     async fn send(&self, command: &Cmd) -> RedisResult<Value>;
+
+    /// Sends two, one right after the other, and answers what the second was answered.
+    async fn send_both(&self, first: &Cmd, second: &Cmd) -> RedisResult<Value> {
+        self.send(first).await.and_then(Value::extract_error)?;
+        self.send(second).await.and_then(Value::extract_error)
+    }
 }
 
 /// A server on a network.
@@ -82,5 +88,16 @@ struct Multiplexed(MultiplexedConnection);
 impl Connection for Multiplexed {
     async fn send(&self, command: &Cmd) -> RedisResult<Value> {
         self.0.clone().send_packed_command(command).await
+    }
+
+    async fn send_both(&self, first: &Cmd, second: &Cmd) -> RedisResult<Value> {
+        let mut both = redis::pipe();
+        both.add_command(first.clone())
+            .ignore()
+            .add_command(second.clone());
+        let answers = self.0.clone().send_packed_commands(&both, 0, 2).await?;
+        let answers = answers.into_iter().map(Value::extract_error);
+        let mut answers = answers.collect::<RedisResult<Vec<Value>>>()?;
+        Ok(answers.pop().unwrap_or(Value::Nil))
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::copies::{Copies, Known};
 use super::draft::{Draft, Guess, Lists, Missing};
 use super::life::{self, About, Why};
-use super::link::{Failure, Link};
+use super::link::{Failure, Link, Live};
 use super::records::Record;
 use super::url::Place;
 use super::wire::{self, Answer, Look, Sent};
@@ -71,6 +71,14 @@ pub(super) struct Kind {
 /// The counters that a step read or changed, as they stand after it.
 pub(super) type Counters = Vec<(String, Counter)>;
 
+/// What is known after a step.
+#[derive(Debug)]
+pub(super) struct After {
+    pub(super) counters: Counters,
+    /// The connection whose server has it.
+    by: Live,
+}
+
 enum Next<T> {
     /// Records are missing.
     Fetch(Vec<Missing>),
@@ -114,7 +122,7 @@ impl Own {
         clock: &dyn Clock,
         kind: Kind,
         mut rule: impl FnMut(&mut Draft<'_>, &mut Flood, i64) -> Result<T> + Send,
-    ) -> Result<(T, Counters)> {
+    ) -> Result<(T, After)> {
         let mut lists = Lists::default();
         if kind.due > 0 {
             lists.due = self.due(clock, kind.due).await?;
@@ -134,17 +142,22 @@ impl Own {
                 Next::Commit(sent, answer, notes) => (sent, answer, notes),
             };
             match self.commit(clock, *sent).await {
-                Ok(Answer::Done(counters)) => return answer.map(|answer| (answer, counters)),
-                Ok(Answer::Moved(due)) => {
+                Ok((Answer::Done(counters), by)) => {
+                    return answer.map(|answer| (answer, After { counters, by }));
+                }
+                Ok((Answer::Moved(due), by)) => {
                     if lost.is_some() && self.left(mark.as_deref()) {
-                        return lost.unwrap_or(answer).map(|answer| (answer, Counters::new()));
+                        let counters = Counters::new();
+                        return lost
+                            .unwrap_or(answer)
+                            .map(|answer| (answer, After { counters, by }));
                     }
                     self.state().flood.take_back(notes);
                     if kind.lapses && !due.is_empty() {
                         self.lapse(clock).await?;
                     }
                 }
-                Ok(Answer::Closed) => {
+                Ok((Answer::Closed, _)) => {
                     self.state().flood.take_back(notes);
                     self.witness().await?;
                 }
@@ -258,11 +271,20 @@ impl Own {
         }
     }
 
-    async fn commit(&self, clock: &dyn Clock, sent: Sent) -> Result<Answer, Failure> {
-        match self.link.call(&sent.command).await {
-            Ok(value) => {
+    /// In strict durability: waits until replicas have what a step did or found.
+    ///
+    /// # Errors
+    /// `LedgerUnavailable` when too few have it in time.
+    pub(super) async fn replicated(&self, after: &After) -> Result<()> {
+        self.link.replicated(&after.by).await
+    }
+
+    async fn commit(&self, clock: &dyn Clock, sent: Sent) -> Result<(Answer, Live), Failure> {
+        match self.link.call_by(&sent.command).await {
+            Ok((value, by)) => {
                 let mut state = self.state();
                 sent.read(value, &mut state.copies, clock.boot_ms())
+                    .map(|answer| (answer, by))
                     .map_err(Failure::Refused)
             }
             Err(failure) => {

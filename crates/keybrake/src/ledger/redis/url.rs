@@ -1,4 +1,4 @@
-//! `redis://[user:password@]host[:port][/db]?ns=NAME&timeout_ms=N`, `rediss://` for TLS, `redis+unix:///path?ns=NAME`;
+//! `redis://[user:password@]host[:port][/db]?ns=NAME&timeout_ms=N&replicas=N`, `rediss://` for TLS, `redis+unix:///path?ns=NAME`;
 //! `redis+sentinel://[user:password@]host:port,…/PRIMARY`, `redis+cluster://[user:password@]host:port,…`, and both
 //! with `rediss+`.
 
@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 /// Longest wait for an answer of the server before a call is refused, in milliseconds, unless the URL says otherwise.
 const TIMEOUT_MS: u64 = 1_000;
 const TIMEOUT_RANGE_MS: std::ops::RangeInclusive<u64> = 10..=60_000;
+const REPLICAS_RANGE: std::ops::RangeInclusive<u32> = 1..=64;
 
 /// Where a ledger is.
 #[derive(Clone, Debug)]
@@ -23,6 +24,8 @@ pub(super) struct Place {
     pub(super) transport: Transport,
     pub(super) ns: Namespace,
     pub(super) timeout: Duration,
+    /// Replicas that must have a decision before it is answered; 0 for asynchronous replication.
+    pub(super) replicas: u32,
     /// The URL without user and password.
     pub(super) shown: String,
 }
@@ -125,6 +128,7 @@ impl Namespace {
 pub(super) fn parse(url: &str) -> Result<Place> {
     let (address, query) = url.split_once('?').unwrap_or((url, ""));
     let (mut namespace, mut timeout_ms) = (crate::ledger::sqlite::DEFAULT_NAMESPACE, TIMEOUT_MS);
+    let mut replicas = 0;
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=').unwrap_or((pair, "")) {
             ("ns", name) => namespace = name,
@@ -135,9 +139,16 @@ pub(super) fn parse(url: &str) -> Result<Place> {
                     .filter(|ms| TIMEOUT_RANGE_MS.contains(ms))
                     .ok_or_else(|| Error::config("timeout_ms in the ledger URL must be 10 to 60000"))?;
             }
+            ("replicas", text) => {
+                replicas = text
+                    .parse()
+                    .ok()
+                    .filter(|replicas| REPLICAS_RANGE.contains(replicas))
+                    .ok_or_else(|| Error::config("replicas in the ledger URL must be 1 to 64"))?;
+            }
             (option, _) => {
                 return Err(Error::config(format!(
-                    "unknown option {option:?} in the ledger URL: redis:// knows ns and timeout_ms, as in \
+                    "unknown option {option:?} in the ledger URL: redis:// knows ns, timeout_ms and replicas, as in \
                      redis://localhost?ns=prod"
                 )));
             }
@@ -162,6 +173,7 @@ pub(super) fn parse(url: &str) -> Result<Place> {
         server,
         ns,
         timeout,
+        replicas,
     })
 }
 
@@ -246,6 +258,8 @@ mod tests {
             "redis://localhost?ns=default"
         );
         assert!(parse("rediss://kb-prod:6379").is_ok());
+        assert_eq!(parse("redis://localhost").unwrap().replicas, 0);
+        assert_eq!(parse("redis://localhost?replicas=2").unwrap().replicas, 2);
         let sentinel = parse("rediss+sentinel://kb:hunter2@a:26379,b:26379/prod?ns=x").unwrap();
         assert_eq!(sentinel.shown, "rediss+sentinel://a:26379,b:26379/prod?ns=x");
         assert!(parse("redis+cluster://a:7000,b:7000?ns=x").is_ok());
@@ -273,6 +287,8 @@ mod tests {
         for url in [
             "redis://u:hunter2@h?nss=prod",
             "redis://u:hunter2@h?timeout_ms=0",
+            "redis://u:hunter2@h?replicas=0",
+            "redis://u:hunter2@h?replicas=all",
             "redis://u:hunter2@h?ns=a b",
             "redis://u:hunter2@h:port",
             "redis+sentinel://u:hunter2@h:1",
