@@ -357,7 +357,9 @@ pub async fn lesson_15_a_replayed_success_counts_nothing_new(world: &World) {
     );
     let key = world.key("a", std::slice::from_ref(&def)).await;
     let first = world.granted(&world.call(&key, 20).caller_key("order-7")).await;
-    world.charge(&first, 20).await;
+    let mut charged_once = settlement(&first, charged(20));
+    charged_once.facts.vendor_object = Some("re_1".to_owned());
+    world.try_settle(charged_once).await.unwrap();
     // The same key in another run is another identity, and the vendor answers from its record.
     let mut other_run = world.call(&key, 20);
     other_run.facts.run = Some("run_2".to_owned());
@@ -366,6 +368,7 @@ pub async fn lesson_15_a_replayed_success_counts_nothing_new(world: &World) {
     assert_eq!(world.used_held(&def).await, (20, 20));
     let mut replayed = settlement(&second, charged(20));
     replayed.facts.replayed = true;
+    replayed.facts.vendor_object = Some("re_1".to_owned());
     let answer = world.try_settle(replayed).await.unwrap();
     assert_eq!((answer.state, answer.used), (State::Settled, dollars(0)));
     assert_eq!(world.used_held(&def).await, (20, 0));

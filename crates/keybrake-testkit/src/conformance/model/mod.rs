@@ -332,6 +332,7 @@ impl Run {
             reply: matches!(settle.proof, Proof::Charged { .. } | Proof::Accepted).then(|| b"reply".to_vec()),
             facts: ReplyFacts {
                 replayed: settle.replayed,
+                vendor_object: settle.shows.map(|number| format!("re_{number}")),
                 ..ReplyFacts::default()
             },
         };

@@ -63,6 +63,8 @@ pub(super) struct Settle {
     pub(super) proof: Proof,
     pub(super) object: Option<(u8, i64, bool)>,
     pub(super) replayed: bool,
+    /// The object that the reply shows.
+    pub(super) shows: Option<u8>,
 }
 
 pub(super) fn sequences() -> impl Strategy<Value = Vec<Op>> {
@@ -161,8 +163,9 @@ fn settle() -> impl Strategy<Value = Settle> {
         proof,
         object,
         prop::bool::weighted(0.2),
+        proptest::option::weighted(0.7, 0..2_u8),
     )
-        .prop_map(|(grant, by_hand, proof, object, replayed)| Settle {
+        .prop_map(|(grant, by_hand, proof, object, replayed, shows)| Settle {
             grant,
             by_hand: by_hand
                 || matches!(
@@ -173,5 +176,6 @@ fn settle() -> impl Strategy<Value = Settle> {
             object: object.filter(|_| proof != Proof::NeverSent),
             proof,
             replayed,
+            shows,
         })
 }

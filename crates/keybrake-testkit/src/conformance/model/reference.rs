@@ -85,6 +85,8 @@ pub(super) struct ModelCall {
     pub(super) used: Usd,
     pub(super) parts: Vec<Part>,
     pub(super) object: Option<String>,
+    /// What its replies have shown: a refund's id, say.
+    pub(super) vendor_object: Option<String>,
     pub(super) attempts: u32,
     joined_by: Vec<String>,
     /// Attempts proven not to have executed, and whether they provably never left.
@@ -447,6 +449,7 @@ impl Model {
             used: Usd::ZERO,
             parts,
             object: ask.raise.as_ref().map(|raise| raise.object.clone()),
+            vendor_object: None,
             attempts: 1,
             joined_by: Vec::new(),
             proven: BTreeMap::new(),

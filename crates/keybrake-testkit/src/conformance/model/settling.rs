@@ -42,6 +42,9 @@ impl Model {
         }
         let seen = settlement.object.as_ref();
         self.own_part(index, settlement, effect, seen.is_some());
+        let shown = settlement.facts.vendor_object.clone();
+        let call = &mut self.calls[index];
+        call.vendor_object = shown.or(call.vendor_object.take());
         if let Some(seen) = seen {
             let object = self.objects.entry(seen.object.clone()).or_default();
             if !object.calls.contains(&index) {
@@ -77,7 +80,8 @@ impl Model {
 
     /// The proof's effect on the call itself, before an object's state is looked at.
     fn own_part(&mut self, index: usize, settlement: &Settlement, effect: Effect, with_object: bool) {
-        let elsewhere = settlement.facts.replayed && self.settled_elsewhere(index);
+        let shown = &settlement.facts.vendor_object;
+        let elsewhere = settlement.facts.replayed && self.settled_elsewhere(index, shown.as_ref());
         let read = self.calls[index].is_read();
         let call = &mut self.calls[index];
         let actual = match settlement.proof {
@@ -210,14 +214,17 @@ impl Model {
         }
     }
 
-    /// Whether another call that was sent with the same caller's key stands for the money already.
-    fn settled_elsewhere(&self, index: usize) -> bool {
+    /// Whether another call that was sent with the same caller's key stands for the money already: for the same object.
+    /// No request of the model names one.
+    fn settled_elsewhere(&self, index: usize, shown: Option<&String>) -> bool {
         let call = &self.calls[index];
-        call.identity.as_ref().is_some_and(|own| {
-            self.same_caller_key(own, &call.facts).any(|other| {
-                other.id != call.id
-                    && matches!(other.state, State::Settled | State::Provisional | State::Pending)
-            })
+        let (Some(own), true) = (call.identity.as_ref(), shown.is_some()) else {
+            return false;
+        };
+        self.same_caller_key(own, &call.facts).any(|other| {
+            other.id != call.id
+                && other.vendor_object.as_ref() == shown
+                && matches!(other.state, State::Settled | State::Provisional | State::Pending)
         })
     }
 }

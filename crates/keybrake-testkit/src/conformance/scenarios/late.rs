@@ -1,9 +1,9 @@
 //! What is told late, once more, or for a second time: by a journal that was asleep, by reconciliation, by a person.
 
-use keybrake::ledger::{Grant, Proof, SettleAnswer, State};
+use keybrake::ledger::{Grant, Proof, SettleAnswer, Settlement, State};
 
 use super::super::World;
-use super::super::world::{daily, dollars, settlement};
+use super::super::world::{DAY_MS, HOLD_MS, charged, daily, dollars, no_proof, settlement};
 
 /// By reconciliation.
 async fn reconciled(world: &World, grant: &Grant, proof: Proof) -> SettleAnswer {
@@ -52,4 +52,84 @@ pub async fn a_failed_payout_stays_failed_whenever_its_acceptance_is_told(world:
     world.settle(&second, Proof::FailedForGood).await;
     let late = world.settle(&first, accepted()).await;
     assert_eq!((late.state, late.used), (State::Settled, dollars(50)));
+}
+
+/// A caller's key that comes back when the vendor has forgotten it pays again, although the retry is marked as a replay:
+/// what another call has settled stands for the money only if it is the same object of the vendor.
+pub async fn a_replay_is_anothers_only_if_it_shows_the_same_object(world: &World) {
+    let def = daily("a", 1_000);
+    let key = world.key("a", std::slice::from_ref(&def)).await;
+    let in_run = |run: &str| {
+        let mut call = world.call(&key, 50);
+        call.facts.run = Some(run.to_owned());
+        call.caller_key("weekly")
+    };
+    let first = world.granted(&in_run("run_1")).await;
+    world
+        .try_settle(shows(&first, Some("po_1"), false))
+        .await
+        .unwrap();
+    assert_eq!(world.used_held(&def).await, (50, 0));
+    world.clock.advance_ms(3 * DAY_MS);
+
+    let call = in_run("run_2");
+    let second = world.granted(&call).await;
+    world.settle(&second, no_proof("timeout")).await;
+    let retry = world.granted(&call.retry(world, &key)).await;
+    let answer = world.try_settle(shows(&retry, Some("po_2"), true)).await.unwrap();
+    assert_eq!((answer.state, answer.used), (State::Settled, dollars(50)));
+    assert_eq!(world.used_held(&def).await, (50, 0));
+    // A reply that shows no object cannot be known to be another's.
+    let third = world.granted(&in_run("run_3")).await;
+    let answer = world.try_settle(shows(&third, None, true)).await.unwrap();
+    assert_eq!(answer.used, dollars(50));
+    // The second object once more, in another run and at once: this is the vendor's record and no money.
+    let fourth = world.granted(&in_run("run_4")).await;
+    let answer = world
+        .try_settle(shows(&fourth, Some("po_2"), true))
+        .await
+        .unwrap();
+    assert_eq!((answer.state, answer.used), (State::Settled, dollars(0)));
+    assert_eq!(world.used_held(&def).await, (100, 0));
+}
+
+/// An object that the request itself names was there before, and each call moves money anew: there, a replay is another
+/// call's only while the vendor certainly has that call's key.
+pub async fn a_replay_on_a_named_object_is_anothers_for_23_hours(world: &World) {
+    let def = daily("a", 1_000);
+    let key = world.key("a", std::slice::from_ref(&def)).await;
+    let in_run = |run: &str| {
+        let mut call = world.call(&key, 50);
+        call.facts.run = Some(run.to_owned());
+        let mut call = call.caller_key("monthly");
+        if let Some(identity) = &mut call.identity {
+            identity.fields.push(("path.0".to_owned(), "sub_1".to_owned()));
+        }
+        call
+    };
+    let first = world.granted(&in_run("run_1")).await;
+    world
+        .try_settle(shows(&first, Some("sub_1"), false))
+        .await
+        .unwrap();
+    let at_once = world.granted(&in_run("run_2")).await;
+    let answer = world
+        .try_settle(shows(&at_once, Some("sub_1"), true))
+        .await
+        .unwrap();
+    assert_eq!(answer.used, dollars(0));
+    world.clock.advance_ms(30 * DAY_MS);
+    let later = world.granted(&in_run("run_3")).await;
+    let answer = world
+        .try_settle(shows(&later, Some("sub_1"), true))
+        .await
+        .unwrap();
+    assert_eq!(answer.used, dollars(50));
+}
+
+fn shows(grant: &Grant, object: Option<&str>, replayed: bool) -> Settlement {
+    let mut shows = settlement(grant, charged(50));
+    shows.facts.vendor_object = object.map(str::to_owned);
+    shows.facts.replayed = replayed;
+    shows
 }

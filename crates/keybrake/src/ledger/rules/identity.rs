@@ -300,10 +300,18 @@ fn caller_key_pointer(ask: &IdentityAsk, facts: &CallFacts) -> Option<String> {
     ))
 }
 
-/// Whether another reservation that was sent with the same caller's key, in the same vendor account, already
-/// stands for the money that a replayed success reports.
-pub(super) fn settled_elsewhere(step: &mut Step<'_>, reservation: &Reservation) -> Result<bool> {
-    let Some(own) = &reservation.identity else {
+/// Whether another reservation that was sent with the same caller's key already stands for the money that a replayed
+/// success reports: it is of the same object of the vendor. The key alone says nothing: a vendor forgets keys, and
+/// another of its accounts never knew this one, so the replay may be of an attempt of this very call.
+///
+/// An object that the request names was there before, and every call moves money anew; then the vendor must certainly
+/// have had the other's key still.
+pub(super) fn settled_elsewhere(
+    step: &mut Step<'_>,
+    reservation: &Reservation,
+    object: Option<&str>,
+) -> Result<bool> {
+    let (Some(own), Some(object)) = (&reservation.identity, object) else {
         return Ok(false);
     };
     let Some(id) = caller_key_pointer(own, &reservation.facts) else {
@@ -312,14 +320,17 @@ pub(super) fn settled_elsewhere(step: &mut Step<'_>, reservation: &Reservation) 
     let Some(pointer) = step.store.pointer(&id)? else {
         return Ok(false);
     };
+    let named = own.fields.iter().any(|(_, value)| value == object);
     for call_id in &pointer.call_ids {
         if *call_id == reservation.facts.call_id {
             continue;
         }
-        let other = step.store.reservation(call_id)?;
-        if other
-            .is_some_and(|other| matches!(other.state, State::Settled | State::Provisional | State::Pending))
-        {
+        let Some(other) = step.store.reservation(call_id)? else {
+            continue;
+        };
+        let stands = matches!(other.state, State::Settled | State::Provisional | State::Pending);
+        let same = other.reply_facts.vendor_object.as_deref() == Some(object);
+        if stands && same && (!named || may_resend(step, &other)) {
             return Ok(true);
         }
     }

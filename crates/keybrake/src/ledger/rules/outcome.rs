@@ -142,7 +142,7 @@ fn charged(
     settlement: &Settlement,
     state: State,
 ) -> Result<Outcome> {
-    if settlement.facts.replayed && settled_elsewhere(step, call)? {
+    if replays_another(step, call, settlement)? {
         return Ok(settled(call, Usd::ZERO, (State::Settled, ended::REPLAYED)));
     }
     let (Proof::Charged { actual } | Proof::ChargedProvisionally { actual }) = settlement.proof else {
@@ -156,6 +156,12 @@ fn charged(
         return Ok(outcome);
     }
     Ok(settled(call, actual, (state, ended::CHARGED)))
+}
+
+/// Whether the reply is the vendor's record of a success that another reservation stands for.
+fn replays_another(step: &mut Step<'_>, call: &Reservation, settlement: &Settlement) -> Result<bool> {
+    let object = settlement.facts.vendor_object.as_deref();
+    Ok(settlement.facts.replayed && settled_elsewhere(step, call, object)?)
 }
 
 fn settled(call: &Reservation, actual: Usd, (state, ended_by): (State, &'static str)) -> Outcome {
@@ -180,9 +186,7 @@ fn above(actual: Usd, reserved: Usd) -> Usd {
 /// Money that moved after the books were closed: up at once, never down.
 fn corrected(step: &mut Step<'_>, call: &Reservation, settlement: &Settlement) -> Result<Outcome> {
     let voided = call.state == State::Voided;
-    if call.ended_by.as_deref() == Some(ended::REPLAYED)
-        || (settlement.facts.replayed && settled_elsewhere(step, call)?)
-    {
+    if call.ended_by.as_deref() == Some(ended::REPLAYED) || replays_another(step, call, settlement)? {
         let mut nothing_new = settled(call, call.used, (State::Settled, ended::REPLAYED));
         nothing_new.overrun = Usd::ZERO;
         return Ok(nothing_new);
