@@ -127,6 +127,7 @@ macro_rules! conformance {
                 a_failed_payout_stays_failed_whenever_its_acceptance_is_told,
                 a_replay_is_anothers_only_if_it_shows_the_same_object,
                 a_replay_on_a_named_object_is_anothers_for_23_hours,
+                a_call_that_is_held_again_can_be_resolved_again,
                 scenario_05_fresh_key_same_run,
                 scenario_06_stop_then_issue,
                 scenario_07_ambiguous_reserve,

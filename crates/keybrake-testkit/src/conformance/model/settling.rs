@@ -35,6 +35,10 @@ impl Model {
             return None;
         }
         let effect = if undone { Effect::Note } else { effect };
+        if settlement.proof == Proof::Accepted {
+            // What was found or decided before is about another time.
+            self.calls[index].applied.retain(|(attempt, _)| *attempt != 0);
+        }
         self.calls[index].applied.insert(key);
         self.calls[index].changed_at_ms = self.now_ms;
         if settlement.reply.is_some() {

@@ -3,7 +3,7 @@
 use keybrake::ledger::{Grant, Proof, SettleAnswer, Settlement, State};
 
 use super::super::World;
-use super::super::world::{DAY_MS, HOLD_MS, charged, daily, dollars, no_proof, settlement};
+use super::super::world::{DAY_MS, HOLD_MS, charged, daily, dollars, no_proof, operator, settlement};
 
 /// By reconciliation.
 async fn reconciled(world: &World, grant: &Grant, proof: Proof) -> SettleAnswer {
@@ -132,4 +132,29 @@ fn shows(grant: &Grant, object: Option<&str>, replayed: bool) -> Settlement {
     shows.facts.vendor_object = object.map(str::to_owned);
     shows.facts.replayed = replayed;
     shows
+}
+
+/// What reconciliation found, or a person decided, is no longer so once a reply shows that the call was accepted after
+/// all: then the next finding and the next decision count, and each once.
+pub async fn a_call_that_is_held_again_can_be_resolved_again(world: &World) {
+    let def = daily("a", 100);
+    let key = world.key("a", std::slice::from_ref(&def)).await;
+    for (step, resolution) in [("found", Proof::FailedForGood), ("decided", operator(None))] {
+        let grant = world.granted(&world.call(&key, 50).step(step)).await;
+        world.clock.advance_ms(HOLD_MS);
+        let first = reconciled(world, &grant, resolution.clone()).await;
+        assert_eq!((first.state, first.already), (State::Voided, false), "{step}");
+        let again = world.settle(&grant, Proof::Accepted).await;
+        assert_eq!((again.state, again.held), (State::Pending, dollars(50)), "{step}");
+        let second = reconciled(world, &grant, resolution.clone()).await;
+        assert_eq!(
+            (second.state, second.held, second.already),
+            (State::Voided, dollars(0), false),
+            "{step}"
+        );
+        assert!(reconciled(world, &grant, resolution).await.already, "{step}");
+        // The reply was told before: it does not hold again what has been looked at since.
+        assert_eq!(world.settle(&grant, Proof::Accepted).await.state, State::Voided);
+        assert_eq!(world.used_held(&def).await, (0, 0), "{step}");
+    }
 }

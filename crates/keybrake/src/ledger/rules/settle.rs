@@ -45,10 +45,7 @@ fn apply(step: &mut Step<'_>, mut call: Reservation, settlement: &Settlement) ->
     }
     let settlement = without_object.as_ref().unwrap_or(settlement);
     let kind = settlement.proof.kind();
-    let applied = call
-        .applied
-        .iter()
-        .any(|(attempt, proof)| *attempt == settlement.attempt && proof == kind);
+    let applied = stands(&call, settlement.attempt, kind);
     let undone = undone(&call, settlement);
     if applied && (undone || !says_more(step, &call, settlement)?) {
         return answer(step, &call, Usd::ZERO, true);
@@ -113,12 +110,28 @@ fn undone(call: &Reservation, settlement: &Settlement) -> bool {
     if !provisionally || settlement.object.is_some() {
         return false;
     }
-    let shown = |kind| matches!(kind, "failed_for_good" | "reversed");
     match call.ended_by.as_deref() {
         Some(ended::REVERSED) => true,
-        Some(ended::DECLINED) => call.applied.iter().any(|(n, kind)| *n == 0 && shown(kind)),
+        Some(ended::DECLINED) => {
+            let kinds = [Proof::FailedForGood.kind(), Proof::Reversed.kind()];
+            kinds.iter().any(|kind| stands(call, 0, kind))
+        }
         _ => false,
     }
+}
+
+/// Whether this was recorded before and is still so. What reconciliation found or a person decided (attempt 0) is a
+/// statement about its time: a reply that accepts the call opens it again, and it can be resolved once more.
+fn stands(call: &Reservation, attempt: u32, kind: &str) -> bool {
+    for (of, proof) in call.applied.iter().rev() {
+        if *of == attempt && proof == kind {
+            return true;
+        }
+        if attempt == 0 && proof == Proof::Accepted.kind() {
+            return false;
+        }
+    }
+    false
 }
 
 /// Whether a proof that was recorded before now says that more has moved.
