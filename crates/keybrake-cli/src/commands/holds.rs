@@ -129,9 +129,11 @@ async fn resolve(context: &mut Context<'_>, args: ResolveArgs) -> Outcome {
     let hold = open.ledger.reservation(&args.call_id).await?;
     let hold =
         hold.ok_or_else(|| Failure::not_found(format!("the ledger knows no call {:?}", args.call_id)))?;
+    let over = open.ledger.info().await?.now_ms >= hold.not_after_ms;
     match hold.state {
-        State::Unknown | State::Pending => {}
-        State::Held => {
+        State::Unknown | State::Pending if over => {}
+        // Whoever cancelled it does not hear what its request still does.
+        State::Held | State::Unknown | State::Pending => {
             return Err(Failure::refused(format!(
                 "the call may still be in flight until {}; resolve it after that",
                 time(hold.not_after_ms)
@@ -161,6 +163,12 @@ async fn resolve(context: &mut Context<'_>, args: ResolveArgs) -> Outcome {
         },
     });
     let answer = answer.await?;
+    if answer.already {
+        return Err(Failure::refused(format!(
+            "somebody decided it meanwhile: the call is {}, and your evidence was not recorded",
+            answer.state.as_str()
+        )));
+    }
     if context.json {
         context.answer(json!({
             "call_id": args.call_id, "state": answer.state.as_str(), "spent_usd": answer.used.to_string(),

@@ -110,6 +110,16 @@ pub(crate) fn answer(output: Output) -> Answer {
 
 /// A reserve of a refund by this key.
 pub(crate) async fn reserve(ledger: &dyn Ledger, key: &str, call_id: &str, dollars: i64) -> ReserveAnswer {
+    reserve_for(ledger, key, (call_id, dollars), 130_000).await
+}
+
+/// As [`reserve`], with the time after which its request can no longer be under way.
+async fn reserve_for(
+    ledger: &dyn Ledger,
+    key: &str,
+    (call_id, dollars): (&str, i64),
+    hold_for_ms: i64,
+) -> ReserveAnswer {
     let key = ledger.key(key).await.unwrap().unwrap();
     let now_ms = ledger.info().await.unwrap().now_ms;
     let usd = Usd::from_dollars(dollars).unwrap();
@@ -121,7 +131,7 @@ pub(crate) async fn reserve(ledger: &dyn Ledger, key: &str, call_id: &str, dolla
             charges: charges(&key, usd, now_ms),
             ..AmountAsk::default()
         }),
-        hold_for_ms: 130_000,
+        hold_for_ms,
         max_open_holds: 1_000,
     };
     ledger.reserve(request).await.unwrap()
@@ -133,6 +143,12 @@ pub(crate) async fn granted(ledger: &dyn Ledger, key: &str, call_id: &str, dolla
         ReserveAnswer::Granted(grant) => *grant,
         other => panic!("not granted: {other:?}"),
     }
+}
+
+/// A reserve that must be granted, and whose deadline has passed at once.
+pub(crate) async fn granted_and_over(ledger: &dyn Ledger, key: &str, call_id: &str, dollars: i64) {
+    let answer = reserve_for(ledger, key, (call_id, dollars), 0).await;
+    assert!(matches!(answer, ReserveAnswer::Granted(_)), "{answer:?}");
 }
 
 /// A settlement by the vendor's answer.

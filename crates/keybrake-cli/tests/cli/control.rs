@@ -1,6 +1,6 @@
 //! Stops, keys, budgets and holds, with another process at work on the same ledger.
 
-use crate::common::{POLICY, Place, granted, masked, reserve, settle};
+use crate::common::{POLICY, Place, granted, granted_and_over, masked, reserve, settle};
 use keybrake::ledger::{Proof, ReserveAnswer};
 use keybrake::policy::Code;
 use serde_json::{Value, json};
@@ -86,25 +86,28 @@ async fn holds_are_listed_with_their_reason_and_resolved_with_evidence() {
     let place = Place::new();
     let key = place.issue("run_42");
     let ledger = place.ledger();
-    granted(ledger.as_ref(), &key, "call-1", 30).await;
-    let early = place.run(&[
-        "holds",
-        "resolve",
-        "call-1",
-        "--not-spent",
-        "--evidence",
-        "I looked",
-    ]);
-    assert_eq!(early.code, 1, "{}", early.out);
-    assert!(early.err.contains("still be in flight"), "{}", early.err);
-    settle(
-        ledger.as_ref(),
-        "call-1",
-        Proof::NoProof {
-            reason: "http_500".to_owned(),
-        },
-    )
-    .await;
+    let lost = || Proof::NoProof {
+        reason: "http_500".to_owned(),
+    };
+    granted(ledger.as_ref(), &key, "call-0", 30).await;
+    for proof in [None, Some(lost()), Some(Proof::Accepted)] {
+        if let Some(proof) = proof {
+            settle(ledger.as_ref(), "call-0", proof).await;
+        }
+        let early = place.run(&[
+            "holds",
+            "resolve",
+            "call-0",
+            "--not-spent",
+            "--evidence",
+            "I looked",
+        ]);
+        assert_eq!(early.code, 1, "{}", early.out);
+        assert!(early.err.contains("still be in flight until"), "{}", early.err);
+    }
+    settle(ledger.as_ref(), "call-0", Proof::FailedForGood).await;
+    granted_and_over(ledger.as_ref(), &key, "call-1", 30).await;
+    settle(ledger.as_ref(), "call-1", lost()).await;
 
     let holds = place.json(&["holds", "list"]);
     assert_eq!(holds["holds"][0]["state"], "unknown");
@@ -137,7 +140,7 @@ async fn holds_are_listed_with_their_reason_and_resolved_with_evidence() {
         (&json!("settled"), &json!("30.00"))
     );
     assert_eq!(place.json(&["holds", "list"])["holds"], json!([]));
-    let row = place.json(&["audit", "list"])["rows"][0].clone();
+    let row = place.json(&["audit", "list"])["rows"][1].clone();
     assert_eq!(row["metadata"]["evidence"], "re_1 in the dashboard");
     assert_eq!(row["metadata"]["by"], "ada");
     assert_eq!(row["cost_source"], "reconciled");

@@ -128,6 +128,7 @@ macro_rules! conformance {
                 a_replay_is_anothers_only_if_it_shows_the_same_object,
                 a_replay_on_a_named_object_is_anothers_for_23_hours,
                 a_call_that_is_held_again_can_be_resolved_again,
+                a_person_decides_only_what_can_no_longer_be_in_flight,
                 scenario_05_fresh_key_same_run,
                 scenario_06_stop_then_issue,
                 scenario_07_ambiguous_reserve,

@@ -65,7 +65,7 @@ pub enum Proof {
         /// The attempts that were known when the listing began; one more since then makes it prove nothing.
         attempts: u32,
     },
-    /// A named person decided.
+    /// A named person decided, when no attempt can be in flight any more.
     Operator {
         /// `None`: no money moved.
         spent: Option<Usd>,

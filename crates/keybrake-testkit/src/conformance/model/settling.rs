@@ -31,7 +31,9 @@ impl Model {
             return None;
         }
         let effect = table::effect(kind, self.calls[index].state)?;
-        if effect == Effect::VoidSameGeneration && self.now_ms < self.calls[index].not_after_ms {
+        if matches!(effect, Effect::VoidSameGeneration | Effect::Decide)
+            && self.now_ms < self.calls[index].not_after_ms
+        {
             return None;
         }
         let effect = if undone { Effect::Note } else { effect };

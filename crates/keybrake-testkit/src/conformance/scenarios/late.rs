@@ -158,3 +158,40 @@ pub async fn a_call_that_is_held_again_can_be_resolved_again(world: &World) {
         assert_eq!(world.used_held(&def).await, (0, 0), "{step}");
     }
 }
+
+/// The caller gave up, so the call is unknown at once; but its request can still be under way until its deadline, and
+/// nobody would hear of what it did. Until then a person decides nothing, whichever way; a further attempt puts it off.
+pub async fn a_person_decides_only_what_can_no_longer_be_in_flight(world: &World) {
+    let def = daily("a", 100);
+    let key = world.key("a", std::slice::from_ref(&def)).await;
+    let decide = |grant: &Grant, spent| {
+        let mut decided = settlement(grant, operator(spent));
+        decided.attempt = 0;
+        world.try_settle(decided)
+    };
+    for (step, proof, spent) in [
+        ("cancelled", no_proof("cancelled"), None),
+        ("less", no_proof("cancelled"), Some(1)),
+        ("accepted", Proof::Accepted, None),
+    ] {
+        let call = world.call(&key, 50).step(step);
+        let first = world.granted(&call).await;
+        world.settle(&first, proof).await;
+        world.clock.advance_ms(HOLD_MS - 1);
+        assert!(decide(&first, spent).await.is_err(), "{step}");
+        assert_eq!(world.used_held(&def).await.1, 50, "{step}");
+        if step == "cancelled" {
+            let retry = world.granted(&call.retry(world, &key)).await;
+            world.settle(&retry, no_proof("cancelled")).await;
+            world.clock.advance_ms(HOLD_MS - 1);
+            assert!(decide(&first, spent).await.is_err(), "{step}");
+        }
+        world.clock.advance_ms(1);
+        let decided = decide(&first, spent).await.unwrap();
+        assert_eq!(
+            (decided.used, decided.held),
+            (dollars(spent.unwrap_or(0)), dollars(0))
+        );
+    }
+    assert_eq!(world.used_held(&def).await, (1, 0));
+}

@@ -115,12 +115,7 @@ pub(super) fn outcome(
             }
             voided(call, ended::ABSENT, Counts::Spend)
         }
-        Effect::Decide => match settlement.proof {
-            Proof::Operator {
-                spent: Some(spent), ..
-            } => settled(call, spent, (State::Settled, ended::OPERATOR)),
-            _ => voided(call, ended::OPERATOR, Counts::Spend),
-        },
+        Effect::Decide => decided(step, call, settlement)?,
     })
 }
 
@@ -156,6 +151,23 @@ fn charged(
         return Ok(outcome);
     }
     Ok(settled(call, actual, (state, ended::CHARGED)))
+}
+
+/// A person's word counts once no attempt can be in flight any more: whoever cancelled a call does not hear what its
+/// request still does, and neither does the person who looks at the vendor meanwhile.
+fn decided(step: &mut Step<'_>, call: &Reservation, settlement: &Settlement) -> Result<Outcome> {
+    if !step.reached(call.not_after_ms) {
+        return Err(Error::ledger(format!(
+            "call {} may still be in flight; it is decided after its deadline",
+            settlement.call_id
+        )));
+    }
+    Ok(match settlement.proof {
+        Proof::Operator {
+            spent: Some(spent), ..
+        } => settled(call, spent, (State::Settled, ended::OPERATOR)),
+        _ => voided(call, ended::OPERATOR, Counts::Spend),
+    })
 }
 
 /// Whether the reply is the vendor's record of a success that another reservation stands for.
