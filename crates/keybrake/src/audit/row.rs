@@ -103,6 +103,15 @@ impl AuditRow {
     }
 }
 
+/// Whether an event is the first of its call. What a process decided from its lease has one event, at its end.
+pub(super) fn begins(event: &Event) -> bool {
+    match event.kind {
+        EventKind::Reserved | EventKind::Denied | EventKind::Replayed => true,
+        EventKind::Leased | EventKind::Admin => false,
+        _ => event.body.lease.is_some(),
+    }
+}
+
 /// A moment as RFC 3339 in UTC with milliseconds, such as `2026-11-22T01:45:58.120Z`.
 pub fn time_text(ms: i64) -> String {
     jiff::Timestamp::from_millisecond(ms).map_or_else(
@@ -160,10 +169,10 @@ impl Fold {
     /// Starts a row with the first event of a call; `None` for events that do not begin one.
     pub(super) fn begin(event: &Event) -> Result<Option<Self>> {
         let verdict = match event.kind {
-            EventKind::Reserved => "allowed",
             EventKind::Denied => "denied",
             EventKind::Replayed => "replayed",
             EventKind::Reasserted if event.body.begins => "allowed",
+            _ if begins(event) => "allowed",
             _ => return Ok(None),
         };
         let mut fold = Self {
@@ -201,6 +210,15 @@ impl Fold {
         if let Some(view) = &body.tightest {
             self.row.saw_budget(view);
         }
+        if let Some(lease) = &body.lease {
+            // Decided by a process from its lease, and told later: the event is the whole call.
+            self.attempts = 1;
+            self.reserved = Some(Usd::ZERO);
+            self.row.called_at_ms = lease.at_ms.unwrap_or(event.at_ms);
+            let meta = &mut self.row.metadata;
+            meta.insert("leased".into(), true.into());
+            put(meta, "late", lease.late.then_some(true));
+        }
         match event.kind {
             EventKind::Reserved => {
                 self.state = Some(State::Held);
@@ -209,7 +227,7 @@ impl Fold {
             }
             EventKind::Attempt => self.attempt(event),
             EventKind::Denied => self.denied(body),
-            EventKind::Replayed | EventKind::Admin => {}
+            EventKind::Replayed | EventKind::Leased | EventKind::Admin => {}
             EventKind::Settled | EventKind::Provisional | EventKind::Corrected => {
                 self.named = body.amount_micros.or(self.named);
                 self.ended(event.kind, body);

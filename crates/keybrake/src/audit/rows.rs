@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use super::row::{AuditRow, Fold, Sums};
+use super::row::{AuditRow, Fold, Sums, begins};
 use crate::error::Result;
 use crate::ledger::{Event, EventFilter, EventKind, Ledger};
 
@@ -150,7 +150,7 @@ impl<'a> Rows<'a> {
             };
             after_seq = last.seq;
             let begun = begun(&page);
-            let calls = page.iter().filter(|event| event.kind != EventKind::Admin);
+            let calls = page.iter().filter(|event| !matches!(event.kind, EventKind::Leased | EventKind::Admin));
             let calls = calls.filter_map(|event| event.call_id.as_ref());
             late.extend(calls.filter(|id| !begun.contains(*id)).cloned());
             if late.len() > self.most_late {
@@ -206,13 +206,7 @@ enum Late {
 
 /// The calls that begin on a page.
 fn begun(page: &[Event]) -> HashSet<String> {
-    let first = |kind| {
-        matches!(
-            kind,
-            EventKind::Reserved | EventKind::Denied | EventKind::Replayed
-        )
-    };
-    let first = page.iter().filter(|event| first(event.kind));
+    let first = page.iter().filter(|event| begins(event));
     first.filter_map(|event| event.call_id.clone()).collect()
 }
 

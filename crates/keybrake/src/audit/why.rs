@@ -236,6 +236,10 @@ fn step(event: &Event) -> StoryStep {
             .or_else(|| body.reason.clone()),
         ..StoryStep::default()
     };
+    if let Some(calls) = body.lease.as_ref().and_then(|lease| lease.calls) {
+        let end = body.reason.as_deref().map(|end| format!("{}, ", end.replace('_', " ")));
+        step.message = Some(format!("{}room for {calls} calls", end.unwrap_or_default()));
+    }
     if let Some(original) = &body.original {
         step.message = Some(format!("see call {original}"));
     }
@@ -307,6 +311,7 @@ const fn kind_word(kind: EventKind) -> &'static str {
         EventKind::Denied => "denied",
         EventKind::Replayed => "replayed",
         EventKind::Reasserted => "reasserted",
+        EventKind::Leased => "leased",
         EventKind::Admin => "admin",
     }
 }

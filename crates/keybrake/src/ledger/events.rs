@@ -35,6 +35,8 @@ pub enum EventKind {
     /// Something that the ledger had lost is there again, said by who remembered it: a call as it stands now, or an
     /// administrative act.
     Reasserted,
+    /// A lease was taken, renewed, given back or forfeited.
+    Leased,
     /// An administrative act: issue, revoke, stop, resume, budget, clock, checkpoint.
     Admin,
 }
@@ -126,6 +128,27 @@ pub struct EventBody {
     /// The administrative act.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin: Option<Box<AdminAct>>,
+    /// Of a call that a process decided from its lease, and of the lease itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease: Option<LeaseNote>,
+}
+
+/// What an event says of a lease. Of a call, the event tells reserving and settling at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseNote {
+    /// The lease.
+    pub id: String,
+    /// Its number: 1 when it was taken, one more with every renewal.
+    pub number: u64,
+    /// When the holder decided the call, by its own estimate of the ledger's time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_ms: Option<i64>,
+    /// Whether the call was told after its lease was forfeited: its units were counted then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub late: bool,
+    /// Of the lease itself: the calls that it has room for from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calls: Option<u32>,
 }
 
 /// The identity of a call, as the log keeps it.

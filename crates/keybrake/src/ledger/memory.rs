@@ -6,6 +6,7 @@ use async_trait::async_trait;
 
 use super::events::{Event, EventFilter};
 use super::reassertion::{Reasserted, Reassertion};
+use super::lease::{self, Before, LeaseAnswer, LeaseAsk};
 use super::rules::{self, ClockGuard, Flood};
 use super::store::Store;
 use super::types::{
@@ -109,11 +110,21 @@ impl Ledger for MemoryLedger {
     }
 
     async fn revoke(&self, key_id: &str, admin: AdminNote) -> Result<bool> {
-        self.step(|store, _, clock_ms| rules::revoke(store, clock_ms, key_id, &admin))
+        let (open, leases) = self.step(|store, _, clock_ms| {
+            let open = rules::revoke(store, clock_ms, key_id, &admin)?;
+            Ok((open, rules::leases(store, clock_ms, Before::Revoke(key_id))?))
+        })?;
+        lease::end(self, leases).await?;
+        Ok(open)
     }
 
     async fn stop(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
-        self.step(|store, _, clock_ms| rules::stop(store, clock_ms, &scope, &admin))
+        let (answer, leases) = self.step(|store, _, clock_ms| {
+            let answer = rules::stop(store, clock_ms, &scope, &admin)?;
+            Ok((answer, rules::leases(store, clock_ms, Before::Stop(&scope))?))
+        })?;
+        lease::end(self, leases).await?;
+        Ok(answer)
     }
 
     async fn resume(&self, scope: &StopScope, admin: AdminNote) -> Result<bool> {
@@ -134,6 +145,10 @@ impl Ledger for MemoryLedger {
 
     async fn reassert(&self, reassertion: Reassertion) -> Result<Reasserted> {
         self.step(|store, _, clock_ms| rules::reassert(store, clock_ms, &reassertion))
+    }
+
+    async fn lease(&self, ask: LeaseAsk) -> Result<LeaseAnswer> {
+        self.step(|store, _, clock_ms| rules::lease(store, clock_ms, &ask))
     }
 
     async fn sweep(&self, limit: u32) -> Result<u32> {

@@ -23,6 +23,7 @@
 //! them inside a transaction; `redis` runs them on copies and commits only what still rests on the same records.
 
 pub mod events;
+pub mod lease;
 mod memory;
 mod memory_store;
 mod open;
@@ -38,7 +39,8 @@ pub mod types;
 
 use async_trait::async_trait;
 
-pub use events::{AdminAct, Delta, Event, EventBody, EventFilter, EventKind, IdentityNote};
+pub use events::{AdminAct, Delta, Event, EventBody, EventFilter, EventKind, IdentityNote, LeaseNote};
+pub use lease::{LeaseAnswer, LeaseAsk, LeaseHeld, LeaseState, LeasedCall};
 pub use memory::MemoryLedger;
 pub use open::open;
 pub use reassertion::{BudgetAssertion, CallAssertion, KeyAssertion, Reasserted, Reassertion, StopAssertion};
@@ -95,10 +97,12 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     /// All keys, newest first.
     async fn keys(&self) -> Result<Vec<KeyRecord>>;
 
-    /// Ends one key for good, and with it its children. Answers whether it was open before.
+    /// Ends one key for good, and with it its children. Answers whether it was open before. Returns when every lease
+    /// of theirs was given back or has expired.
     async fn revoke(&self, key_id: &str, admin: AdminNote) -> Result<bool>;
 
-    /// A standing refusal for a scope until [`resume`](Self::resume). No reserve commits after it returns.
+    /// A standing refusal for a scope until [`resume`](Self::resume). No reserve commits after it returns, and no
+    /// lease that it covers admits a call.
     async fn stop(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer>;
 
     /// Ends a stop. Answers whether there was one.
@@ -121,7 +125,17 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     /// `Policy` when an amount or a budget's name is none that a ledger wrote; then nothing of it is taken over.
     async fn reassert(&self, reassertion: Reassertion) -> Result<Reasserted>;
 
-    /// Marks holds past their deadline as unknown, at most `limit`; answers how many.
+    /// One step of a lease: takes it, renews it or gives it back, and records what was done of it.
+    ///
+    /// # Errors
+    /// `Internal` for a step with an old number, and for anything else that no honest holder asks.
+    async fn lease(&self, ask: LeaseAsk) -> Result<LeaseAnswer> {
+        // A ledger that gives no leases: everything is asked of it.
+        let _ = ask;
+        Ok(LeaseAnswer::Refused)
+    }
+
+    /// Marks holds past their deadline as unknown, and forfeits leases past theirs, at most `limit`; answers how many.
     async fn sweep(&self, limit: u32) -> Result<u32>;
 
     /// One reservation.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::lease::LeaseState;
 use super::shared::CounterName;
 use super::types::{CallFacts, IdentityAsk};
 use crate::money::Usd;
@@ -243,6 +244,9 @@ pub struct Reservation {
     /// The recorded reply, encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply: Option<Vec<u8>>,
+    /// Set when it is no call but a lease: room for many calls, held by one process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Box<LeaseState>>,
 }
 
 impl State {
@@ -261,10 +265,11 @@ impl State {
 
 impl Reservation {
     /// Whether something is still held for it: money that may move, or units of a budget. A read that draws on
-    /// no budget holds nothing, whatever its state.
+    /// no budget holds nothing, whatever its state; an open lease always does.
     pub fn holds_something(&self) -> bool {
         matches!(self.state, State::Held | State::Unknown | State::Pending)
             && (self.facts.moves_money
+                || self.lease.is_some()
                 || self.held > Usd::ZERO
                 || self.charges.iter().any(|charge| charge.held > 0))
     }

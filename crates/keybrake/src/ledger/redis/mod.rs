@@ -42,6 +42,7 @@ use self::url::Place;
 use super::Ledger;
 use super::events::{Event, EventFilter};
 use super::reassertion::{Reasserted, Reassertion};
+use super::lease::{self, Before, LeaseAnswer, LeaseAsk};
 use super::rules;
 use super::store::Store as _;
 use super::types::{
@@ -246,6 +247,14 @@ impl RedisLedger {
         self.own().look(&*self.clock, rule).await
     }
 
+    /// Waits until none of these leases can admit a call any more.
+    async fn end_leases(&self, before: Before<'_>) -> Result<()> {
+        let leases = self
+            .look(|draft, now_ms| rules::leases(draft, now_ms, before))
+            .await?;
+        lease::end(self, leases).await
+    }
+
     /// A page of the log after a number.
     async fn page(&self, after_seq: u64, limit: u32) -> Result<Vec<Event>> {
         let mut command = redis::cmd("XRANGE");
@@ -322,10 +331,13 @@ impl Ledger for RedisLedger {
     }
 
     async fn revoke(&self, key_id: &str, admin: AdminNote) -> Result<bool> {
-        self.act(ADMIN, |draft, now_ms| {
-            rules::revoke(draft, now_ms, key_id, &admin)
-        })
-        .await
+        let open = self
+            .act(ADMIN, |draft, now_ms| {
+                rules::revoke(draft, now_ms, key_id, &admin)
+            })
+            .await?;
+        self.end_leases(Before::Revoke(key_id)).await?;
+        Ok(open)
     }
 
     async fn stop(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
@@ -334,8 +346,11 @@ impl Ledger for RedisLedger {
             rules::set_stop(draft, now_ms, &scope, &admin)
         })
         .await?;
-        self.admin(SWEEP, |draft, now_ms| rules::stop(draft, now_ms, &scope, &admin))
-            .await
+        let answer = self
+            .admin(SWEEP, |draft, now_ms| rules::stop(draft, now_ms, &scope, &admin))
+            .await?;
+        self.end_leases(Before::Stop(&scope)).await?;
+        Ok(answer)
     }
 
     async fn resume(&self, scope: &StopScope, admin: AdminNote) -> Result<bool> {
@@ -385,6 +400,11 @@ impl Ledger for RedisLedger {
             rules::reassert(draft, now_ms, &reassertion)
         })
         .await
+    }
+
+    async fn lease(&self, ask: LeaseAsk) -> Result<LeaseAnswer> {
+        self.admin(DECISION, |draft, now_ms| rules::lease(draft, now_ms, &ask))
+            .await
     }
 
     async fn sweep(&self, limit: u32) -> Result<u32> {

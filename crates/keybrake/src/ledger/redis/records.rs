@@ -27,6 +27,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::ledger::rules;
 use crate::ledger::store::{Checkpoint, KeyState, ObjectPage, ObjectRecord, Pointer};
 use crate::ledger::types::{BudgetDef, KeyRecord, Reservation, State, Window};
 
@@ -133,6 +134,10 @@ pub(super) fn print(record: &Record) -> Result<String> {
 pub(super) fn kept_for_ms(record: &Record, now_ms: i64) -> Option<i64> {
     match record {
         Record::Call(call) => {
+            // One that was given back has nothing more to tell.
+            if call.lease.is_some() && call.ended_by.as_deref() == Some(rules::GIVEN_BACK) {
+                return Some(DAY_MS);
+            }
             let done = matches!(call.state, State::Settled | State::Voided) && call.object.is_none();
             let remember_ms = call.identity.as_ref().map_or(0, |own| own.remember_ms);
             (done && !call.holds_something())

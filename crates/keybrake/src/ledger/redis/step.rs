@@ -356,6 +356,7 @@ impl Own {
                         look.record(format!("i:{id}"));
                         look.record(format!("k:{id}"));
                         look.holder(id.clone());
+                        look.record(format!("p:{}", rules::leases_of(id)));
                     }
                     lists.keys = Some(ids);
                 }

@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use super::step::{BUCKET_MS, ROLLING_MS, Step, corrupt, internal, sum};
+use super::step::{BUCKET_MS, ROLLING_MS, Step, corrupt, internal, split_bucket, sum};
 use crate::error::Result;
 use crate::ledger::events::Delta;
+use crate::ledger::lease::window_ends;
 use crate::ledger::store::{Counter, Finding, Rolling};
 use crate::ledger::types::{
     BudgetDef, BudgetId, Charge, ChargeAsk, CounterName, HoldFilter, Scope, Unit, Window, WindowKind,
@@ -261,6 +262,11 @@ impl Planned {
 
     /// Tells the store what the decision found of the budget: room, or none and which.
     fn tell(&self, step: &mut Step<'_>, refused: Option<Code>) {
+        self.tell_of(step, refused, self.amount);
+    }
+
+    /// The same of another amount than one call's.
+    fn tell_of(&self, step: &mut Step<'_>, refused: Option<Code>, amount: i64) {
         if self.amount == 0 || !self.ask.enforce {
             return;
         }
@@ -270,7 +276,7 @@ impl Planned {
             rolling,
             found: self.total,
             with_held: refused != Some(Code::CapExceeded),
-            amount: self.amount,
+            amount,
             cap: self.cap(),
             fits: refused.is_none(),
         });
@@ -293,6 +299,73 @@ impl Planned {
             self.window_end_ms(),
         )
     }
+}
+
+impl Planned {
+    /// Whether room can be taken for later calls: nothing is asked of the budget, or its window ends.
+    pub(super) fn can_be_leased(&self) -> bool {
+        self.amount == 0 || window_ends(self.def.window)
+    }
+
+    /// When the counter is no longer the one that a call is counted in.
+    pub(super) fn slice_ends_ms(&self) -> Option<i64> {
+        match &self.slot {
+            Slot::Whole => None,
+            Slot::Calendar { window, .. } => Some(window.end_ms),
+            Slot::Rolling(_) => {
+                let (_, start_ms) = split_bucket(&self.counter).ok()?;
+                Some(start_ms.saturating_add(BUCKET_MS))
+            }
+        }
+    }
+}
+
+/// How many such calls the budgets have room for, when `back` of them are returned first.
+pub(super) fn room(planned: &[Planned], back: i64) -> i64 {
+    let bound = planned.iter().filter(|charge| charge.ask.enforce && charge.amount > 0);
+    let rooms = bound.map(|charge| {
+        let taken = charge.total.used.saturating_add(charge.total.held);
+        let left = charge.cap().saturating_sub(taken);
+        let left = left.saturating_add(back.saturating_mul(charge.amount));
+        left.checked_div(charge.amount).unwrap_or(0)
+    });
+    rooms.min().unwrap_or(i64::MAX).max(0)
+}
+
+/// Tells the store that there is room for so many more such calls; fewer than none when some were returned.
+pub(super) fn tell_room(step: &mut Step<'_>, planned: &[Planned], calls: i64) {
+    for charge in planned {
+        charge.tell_of(step, None, charge.amount.saturating_mul(calls));
+    }
+}
+
+/// Whether these are the counters of an earlier plan's charges, in the same order.
+pub(super) fn same_counters(planned: &[Planned], charges: &[Charge]) -> bool {
+    planned.len() == charges.len()
+        && planned
+            .iter()
+            .zip(charges)
+            .all(|(now, then)| now.counter == then.counter)
+}
+
+/// Takes every planned charge for so many calls.
+pub(super) fn take_times(
+    step: &mut Step<'_>,
+    mut planned: Vec<Planned>,
+    calls: i64,
+    deltas: &mut Vec<Delta>,
+) -> Result<Vec<Charge>> {
+    for charge in &mut planned {
+        charge.amount = times(charge.amount, calls)?;
+    }
+    take(step, planned, deltas).map(|(charges, _)| charges)
+}
+
+/// An amount for so many calls; an overflow refuses the whole step.
+pub(super) fn times(amount: i64, calls: i64) -> Result<i64> {
+    amount
+        .checked_mul(calls)
+        .ok_or_else(|| internal("an amount would overflow; nothing was changed"))
 }
 
 /// When the oldest bucket leaves the rolling window: the first moment at which room comes back.

@@ -39,7 +39,7 @@ pub fn reserve(
     Ok(answer)
 }
 
-enum Decision {
+pub(super) enum Decision {
     Answer(ReserveAnswer),
     Deny(Box<Denial>),
 }
@@ -81,14 +81,14 @@ fn decide(step: &mut Step<'_>, request: &ReserveRequest) -> Result<Decision> {
     }
 }
 
-enum Gate {
+pub(super) enum Gate {
     Open(KeyState),
     Closed(Decision),
 }
 
 /// Everything that looks at the key alone: known, stopped, revoked, expired, judged by its present version;
 /// then the engine's early refusals.
-fn gate(step: &mut Step<'_>, request: &ReserveRequest) -> Result<Gate> {
+pub(super) fn gate(step: &mut Step<'_>, request: &ReserveRequest) -> Result<Gate> {
     let facts = &request.facts;
     let closed = |denial| Ok(Gate::Closed(deny(denial)));
     let early = match &request.ask {
@@ -314,6 +314,7 @@ fn hold(
         pins: ask.pins.clone(),
         reply_facts: ReplyFacts::default(),
         reply: None,
+        lease: None,
     };
     if let Some(raise) = &ask.raise {
         object::contribute(step, &raise.object, &request.facts.call_id, usd)?;

@@ -245,6 +245,7 @@ fn tombstone(step: &mut Step<'_>, settlement: &Settlement) -> Result<SettleAnswe
         pins: Vec::new(),
         reply_facts: settlement.facts.clone(),
         reply: None,
+        lease: None,
     };
     let answer = answer(step, &stone, Usd::ZERO, false)?;
     let body = EventBody {

@@ -140,7 +140,7 @@ fn in_flight(step: &mut Step<'_>, scope: &StopScope) -> Result<Vec<Reservation>>
     })?;
     Ok(held
         .into_iter()
-        .filter(|call| covers_call(scope, &call.facts))
+        .filter(|call| call.lease.is_none() && covers_call(scope, &call.facts))
         .take(IN_FLIGHT)
         .collect())
 }

@@ -7,6 +7,7 @@ use crate::ledger::store::Store;
 use crate::ledger::types::{HoldFilter, Reservation, State};
 
 /// Marks held reservations past their deadline as unknown, at most `limit`; answers how many.
+/// Leases past theirs are forfeited.
 pub fn sweep(store: &mut dyn Store, clock_ms: i64, limit: u32) -> Result<u32> {
     let mut step = Step::begin(store, clock_ms)?;
     let marked = mark_overdue(&mut step, limit)?;
@@ -40,6 +41,11 @@ fn mark_overdue(step: &mut Step<'_>, limit: u32) -> Result<u32> {
     let overdue = step.store.overdue(step.now_ms, limit)?;
     let mut marked = 0_u32;
     for mut hold in overdue {
+        if hold.lease.is_some() {
+            super::lease::forfeit(step, hold)?;
+            marked = marked.saturating_add(1);
+            continue;
+        }
         let before = Some((hold.state, hold.holds_something()));
         hold.state = State::Unknown;
         hold.changed_at_ms = step.now_ms;

@@ -39,6 +39,7 @@ use self::writer::{Work, stopped};
 use super::Ledger;
 use super::events::{Event, EventFilter};
 use super::reassertion::{Reasserted, Reassertion};
+use super::lease::{self, Before, LeaseAnswer, LeaseAsk};
 use super::rules::{self, Flood};
 use super::store::Store as _;
 use super::types::{
@@ -275,13 +276,25 @@ impl Ledger for SqliteLedger {
 
     async fn revoke(&self, key_id: &str, admin: AdminNote) -> Result<bool> {
         let key_id = key_id.to_owned();
-        self.admin(move |store, clock_ms| rules::revoke(store, clock_ms, &key_id, &admin))
-            .await
+        let (open, leases) = self
+            .admin(move |store, clock_ms| {
+                let open = rules::revoke(store, clock_ms, &key_id, &admin)?;
+                Ok((open, rules::leases(store, clock_ms, Before::Revoke(&key_id))?))
+            })
+            .await?;
+        lease::end(self, leases).await?;
+        Ok(open)
     }
 
     async fn stop(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
-        self.admin(move |store, clock_ms| rules::stop(store, clock_ms, &scope, &admin))
-            .await
+        let (answer, leases) = self
+            .admin(move |store, clock_ms| {
+                let answer = rules::stop(store, clock_ms, &scope, &admin)?;
+                Ok((answer, rules::leases(store, clock_ms, Before::Stop(&scope))?))
+            })
+            .await?;
+        lease::end(self, leases).await?;
+        Ok(answer)
     }
 
     async fn resume(&self, scope: &StopScope, admin: AdminNote) -> Result<bool> {
@@ -317,6 +330,11 @@ impl Ledger for SqliteLedger {
 
     async fn reassert(&self, reassertion: Reassertion) -> Result<Reasserted> {
         self.admin(move |store, clock_ms| rules::reassert(store, clock_ms, &reassertion))
+            .await
+    }
+
+    async fn lease(&self, ask: LeaseAsk) -> Result<LeaseAnswer> {
+        self.lazy(move |store, _, clock_ms| rules::lease(store, clock_ms, &ask))
             .await
     }
 

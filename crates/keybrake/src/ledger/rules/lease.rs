@@ -1,0 +1,599 @@
+//! Leases: room for many calls, taken, renewed, given back and forfeited.
+//!
+//! A lease is a reservation without an identity. What its calls have used is moved from held to used when they are told,
+//! each with its own event; what is never told is used when the lease's deadline passes. So the counters never show less
+//! than what the holder may have done, and a lease that ends with its process is not given out again.
+
+use std::sync::Arc;
+
+use super::charge::{self, Planned};
+use super::identity::ended;
+use super::reserve::{Gate, gate};
+use super::step::{Step, internal};
+use super::sweep::lapse;
+use crate::error::Result;
+use crate::ledger::events::{Delta, EventBody, EventKind, LeaseNote};
+use crate::ledger::lease::{
+    Before, LONGEST_MS, LeaseAnswer, LeaseAsk, LeaseHeld, LeaseState, LeasedCall, MOST_CALLS, SHORTEST_MS,
+    leasable,
+};
+use crate::ledger::store::{Finding, KeyState, Pointer, Store};
+use crate::ledger::table::{self, Effect};
+use crate::ledger::types::{
+    AmountAsk, Ask, Charge, KeyRecord, Proof, ReplyFacts, Reservation, ReserveRequest, Settlement, State,
+    StopScope,
+};
+use crate::money::Usd;
+use crate::policy::BudgetView;
+
+/// Of the room that a key's budgets have, a lease takes at most this part: eight processes can each have one.
+const SHARE: i64 = 8;
+/// Below so many calls a lease is not worth its steps; the ledger decides the last ones itself.
+const LEAST: i64 = 4;
+/// From the end of the holder's time to the deadline. On Redis a step's time may be half a second off, when the lease is
+/// taken and again when it is swept; the holder counts by its own boot clock and needs none of it.
+const MARGIN_MS: i64 = 1_500;
+/// Before the end of a window nothing is leased, for the same half second.
+const WINDOW_MARGIN_MS: i64 = 500;
+
+/// How a lease ended whose holder gave it back.
+pub(in crate::ledger) const GIVEN_BACK: &str = "given_back";
+const FORFEITED: &str = "forfeited";
+
+/// One step of a lease: takes it, renews it, or gives it back; and records what was done of it.
+pub fn lease(store: &mut dyn Store, clock_ms: i64, ask: &LeaseAsk) -> Result<LeaseAnswer> {
+    let mut step = Step::begin(store, clock_ms)?;
+    check(ask)?;
+    lapse(&mut step)?;
+    let answer = match step.store.reservation(&ask.id)? {
+        None if ask.number == 1 => take(&mut step, ask)?,
+        None => LeaseAnswer::Over { forfeited: false },
+        Some(mut own) => {
+            let Some(state) = own.lease.take() else {
+                return Err(internal(format!("call {} is not a lease", ask.id)));
+            };
+            if own.state != State::Held {
+                tell_late(&mut step, own, *state, ask)?
+            } else if ask.number == state.number {
+                // Its answer was lost: the same again.
+                held(&mut step, &own, &state)?
+            } else if ask.number == state.number.saturating_add(1) {
+                renew(&mut step, own, *state, ask)?
+            } else {
+                return Err(internal(format!(
+                    "step {} of lease {} was asked for after step {}",
+                    ask.number, ask.id, state.number
+                )));
+            }
+        }
+    };
+    step.finish()?;
+    Ok(answer)
+}
+
+fn check(ask: &LeaseAsk) -> Result<()> {
+    let wrong = |what: &str| Err(internal(format!("the lease {} {what}", ask.id)));
+    if !(SHORTEST_MS..=LONGEST_MS).contains(&ask.ttl_ms) {
+        return wrong("has a time to live that no lease has");
+    }
+    let all = ask.keep.saturating_add(ask.wanted);
+    if all > MOST_CALLS || ask.done.len() > usize::try_from(MOST_CALLS).unwrap_or(usize::MAX) {
+        return wrong("is for more calls than a lease may have");
+    }
+    if ask.number == 1 && (ask.keep > 0 || !ask.done.is_empty()) {
+        return wrong("was used before it was taken");
+    }
+    if leasable(&request(ask)).is_none() {
+        return wrong("is for calls that cannot be leased");
+    }
+    Ok(())
+}
+
+/// A call of the lease, as the gate and the checks of a reserve see it.
+fn request(ask: &LeaseAsk) -> ReserveRequest {
+    ReserveRequest {
+        facts: Arc::clone(&ask.facts),
+        identity: None,
+        ask: Ask::Amount(AmountAsk {
+            charges: ask.charges.clone(),
+            ..AmountAsk::default()
+        }),
+        hold_for_ms: ask.ttl_ms,
+        max_open_holds: ask.max_open_holds,
+    }
+}
+
+/// The key and the budgets' present windows, when a call of the lease would be let through to the budgets now, and room
+/// can be taken in advance.
+fn open(step: &mut Step<'_>, ask: &LeaseAsk) -> Result<Option<(KeyState, Vec<Planned>)>> {
+    let Gate::Open(key) = gate(step, &request(ask))? else {
+        return Ok(None);
+    };
+    let planned = charge::plan(step, ask.facts.livemode, &ask.charges, Usd::ZERO, true)?;
+    Ok(planned
+        .filter(|planned| planned.iter().all(Planned::can_be_leased))
+        .map(|planned| (key, planned)))
+}
+
+/// Until when a lease that is taken now may be used: its time to live, and never past a window's end or the key's.
+fn until(step: &mut Step<'_>, ask: &LeaseAsk, key: &KeyState, planned: &[Planned]) -> Result<Option<i64>> {
+    let mut until_ms = step.now_ms.saturating_add(ask.ttl_ms);
+    let mut end = |at_ms: i64| until_ms = until_ms.min(at_ms.saturating_sub(WINDOW_MARGIN_MS));
+    end(key.expires_at_ms);
+    planned.iter().filter_map(Planned::slice_ends_ms).for_each(&mut end);
+    for ancestor in &key.ancestors {
+        if let Some(state) = step.store.key_state(ancestor)? {
+            end(state.expires_at_ms);
+        }
+    }
+    let worth_it = until_ms.saturating_sub(step.now_ms) >= SHORTEST_MS;
+    Ok(worth_it.then_some(until_ms))
+}
+
+fn take(step: &mut Step<'_>, ask: &LeaseAsk) -> Result<LeaseAnswer> {
+    let Some((key, planned)) = open(step, ask)? else {
+        return Ok(LeaseAnswer::Refused);
+    };
+    let full = key.open_holds >= ask.max_open_holds;
+    if let Some(key_id) = &ask.facts.key_id {
+        let max = ask.max_open_holds;
+        step.store.found(Finding::OpenHolds { key_id, max, full });
+    }
+    let Some(until_ms) = until(step, ask, &key, &planned)? else {
+        return Ok(LeaseAnswer::Refused);
+    };
+    let calls = share(charge::room(&planned, 0), ask.wanted);
+    if full || calls == 0 {
+        return Ok(LeaseAnswer::Refused);
+    }
+    charge::tell_room(step, &planned, i64::from(calls));
+    let mut deltas = Vec::with_capacity(planned.len());
+    let charges = charge::take_times(step, planned, i64::from(calls), &mut deltas)?;
+    let mut facts = (*ask.facts).clone();
+    facts.call_id.clone_from(&ask.id);
+    let own = Reservation {
+        not_after_ms: until_ms.saturating_add(MARGIN_MS),
+        ..fresh(step, Arc::new(facts), charges)
+    };
+    let state = LeaseState {
+        number: 1,
+        calls,
+        added: calls,
+        ttl_ms: ask.ttl_ms,
+        until_ms,
+        late: Vec::new(),
+    };
+    list(step, &own, true)?;
+    note(step, &own, &state, deltas, None)?;
+    let answer = held(step, &own, &state)?;
+    save(step, None, own, state)?;
+    Ok(answer)
+}
+
+/// A part of the room, or nothing when that is too little.
+fn share(room: i64, wanted: u32) -> u32 {
+    let share = room.checked_div(SHARE).unwrap_or(0).min(i64::from(wanted));
+    if share < LEAST { 0 } else { u32::try_from(share).unwrap_or(0) }
+}
+
+fn renew(step: &mut Step<'_>, mut own: Reservation, mut state: LeaseState, ask: &LeaseAsk) -> Result<LeaseAnswer> {
+    let before = Some((own.state, true));
+    let told = u32::try_from(ask.done.len()).unwrap_or(u32::MAX);
+    if told.saturating_add(ask.keep) > state.calls {
+        return Err(internal(format!(
+            "the lease {} has room for {} calls; {told} were made and {} kept",
+            ask.id, state.calls, ask.keep
+        )));
+    }
+    let present = match open(step, ask)? {
+        // A lease belongs to the windows that it was taken in.
+        Some((key, planned)) if charge::same_counters(&planned, &own.charges) => {
+            until(step, ask, &key, &planned)?.map(|until_ms| (planned, until_ms))
+        }
+        _ => None,
+    };
+    // What it does not keep is free again, but for what was done of it.
+    let spent = ask.done.iter().filter(|call| uses(call)).count();
+    let back = i64::from(state.calls).saturating_sub(i64::from(ask.keep));
+    let back = back.saturating_sub(i64::try_from(spent).unwrap_or(i64::MAX));
+    let added = match &present {
+        Some((planned, _)) => share(charge::room(planned, back), ask.wanted),
+        None => 0,
+    };
+    if let Some((planned, _)) = present.as_ref().filter(|_| added > 0) {
+        charge::tell_room(step, planned, i64::from(added).saturating_sub(back));
+    }
+    let tightest = charge::tightest(step, &own.charges)?;
+    for call in &ask.done {
+        tell(step, &mut own, &state, call, tightest.as_ref())?;
+    }
+    let calls = ask.keep.saturating_add(added);
+    let mut deltas = Vec::with_capacity(own.charges.len());
+    let difference = i64::from(calls).saturating_sub(i64::from(state.calls));
+    // What each call holds of its own, or has used, is in its event; this takes all of it out of the lease.
+    for charge in &mut own.charges {
+        let by = charge::times(each(charge, &state)?, difference)?;
+        step.add(&charge.counter, charge.rolling, (0, by), &mut deltas)?;
+        charge.held = charge.held.saturating_add(by);
+    }
+    state.number = ask.number;
+    state.calls = calls;
+    state.added = added;
+    own.changed_at_ms = step.now_ms;
+    if let Some((_, until_ms)) = present {
+        state.until_ms = until_ms;
+        own.not_after_ms = until_ms.saturating_add(MARGIN_MS);
+    }
+    let refused = present.is_none();
+    let given_back = calls == 0;
+    note(step, &own, &state, deltas, given_back.then_some(GIVEN_BACK))?;
+    if given_back {
+        own.state = State::Settled;
+        own.ended_by = Some(GIVEN_BACK.to_owned());
+        list(step, &own, false)?;
+    }
+    let answer = match (given_back, refused) {
+        (true, _) => LeaseAnswer::Over { forfeited: false },
+        (false, true) => LeaseAnswer::Refused,
+        (false, false) => held(step, &own, &state)?,
+    };
+    save(step, before, own, state)?;
+    Ok(answer)
+}
+
+/// What a step that stands answers, also when it is asked for again.
+fn held(step: &mut Step<'_>, own: &Reservation, state: &LeaseState) -> Result<LeaseAnswer> {
+    let key = match &own.facts.key_id {
+        Some(key_id) => step.store.key_state(key_id)?,
+        None => None,
+    };
+    Ok(LeaseAnswer::Held(Box::new(LeaseHeld {
+        added: state.added,
+        for_ms: state.until_ms.saturating_sub(step.now_ms),
+        now_ms: step.now_ms,
+        open_holds: key.map_or(u32::MAX, |key| key.open_holds),
+        tightest: charge::tightest(step, &own.charges)?,
+    })))
+}
+
+/// How a leased call ends: its state, the event, how it ended in a word, and whether its count units are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeasedEnd {
+    /// The state.
+    pub state: State,
+    /// The event.
+    pub kind: EventKind,
+    /// In a word, where that is known.
+    pub ended_by: Option<&'static str>,
+    /// Whether its count units are used; else they are returned.
+    pub uses: bool,
+}
+
+/// How a call that moves no money ends with this proof, by the table; `None` where that is for the ledger to judge.
+pub fn leased_end(settlement: &Settlement) -> Option<LeasedEnd> {
+    let free = match &settlement.proof {
+        Proof::Charged { actual } => *actual == Usd::ZERO,
+        _ => true,
+    };
+    if !free || settlement.attempt != 1 || settlement.object.is_some() || settlement.reply.is_some() {
+        return None;
+    }
+    let end = |state, kind, ended_by, uses| {
+        Some(LeasedEnd {
+            state,
+            kind,
+            ended_by,
+            uses,
+        })
+    };
+    match table::effect(settlement.proof.kind(), State::Held)? {
+        Effect::Settle => end(State::Settled, EventKind::Settled, Some(ended::CHARGED), true),
+        Effect::VoidIfAllProven => end(State::Voided, EventKind::Voided, Some(ended::DID_NOT_EXECUTE), true),
+        Effect::VoidForGood => end(State::Voided, EventKind::Voided, Some(ended::DECLINED), true),
+        Effect::VoidUnsent => end(State::Voided, EventKind::Voided, Some(ended::NEVER_SENT), false),
+        Effect::Doubt => end(State::Unknown, EventKind::Unknown, None, true),
+        _ => None,
+    }
+}
+
+/// Whether a told call keeps its units: used, or held by itself.
+fn uses(call: &LeasedCall) -> bool {
+    match &call.settlement {
+        Some(settlement) => leased_end(settlement).is_none_or(|end| end.uses),
+        None => true,
+    }
+}
+
+/// Records a call: with its end in one event, or as a hold of its own.
+fn tell(
+    step: &mut Step<'_>,
+    own: &mut Reservation,
+    state: &LeaseState,
+    call: &LeasedCall,
+    tightest: Option<&BudgetView>,
+) -> Result<()> {
+    let Some((settlement, end)) = ending(call)? else {
+        return promote(step, own, state, call, tightest);
+    };
+    let mut deltas = Vec::with_capacity(own.charges.len());
+    if end.uses {
+        for charge in &mut own.charges {
+            let each = each(charge, state)?;
+            step.add(&charge.counter, charge.rolling, (each, 0), &mut deltas)?;
+            charge.used = charge.used.saturating_add(each);
+        }
+    }
+    let body = EventBody {
+        tightest: tightest.cloned(),
+        ..body(own, state, call, Some((settlement, end)))
+    };
+    step.append(end.kind, Some(&call.facts.call_id), deltas, body)
+}
+
+/// What one call takes of a budget.
+fn each(charge: &Charge, state: &LeaseState) -> Result<i64> {
+    charge
+        .held
+        .checked_div(i64::from(state.calls))
+        .ok_or_else(|| internal("a lease without room was used"))
+}
+
+fn ending(call: &LeasedCall) -> Result<Option<(&Settlement, LeasedEnd)>> {
+    match &call.settlement {
+        None => Ok(None),
+        Some(settlement) => match leased_end(settlement) {
+            Some(end) => Ok(Some((settlement, end))),
+            None => Err(internal(format!(
+                "the end of call {} is not one that its lease can tell",
+                call.facts.call_id
+            ))),
+        },
+    }
+}
+
+/// Makes a call that is under way a hold of its own.
+fn promote(
+    step: &mut Step<'_>,
+    own: &Reservation,
+    state: &LeaseState,
+    call: &LeasedCall,
+    tightest: Option<&BudgetView>,
+) -> Result<()> {
+    let mut charges = own.charges.clone();
+    let mut deltas = Vec::with_capacity(charges.len());
+    for charge in &mut charges {
+        let each = each(charge, state)?;
+        (charge.used, charge.held) = (0, each);
+        step.add(&charge.counter, charge.rolling, (0, each), &mut deltas)?;
+    }
+    let hold = Reservation {
+        not_after_ms: call.not_after_ms,
+        ..fresh(step, Arc::clone(&call.facts), charges)
+    };
+    let body = EventBody {
+        tightest: tightest.cloned(),
+        ..body(own, state, call, None)
+    };
+    step.append(EventKind::Reserved, Some(&call.facts.call_id), deltas, body)?;
+    step.save(None, hold)
+}
+
+fn body(
+    own: &Reservation,
+    state: &LeaseState,
+    call: &LeasedCall,
+    end: Option<(&Settlement, LeasedEnd)>,
+) -> EventBody {
+    let reason = end.and_then(|(settlement, end)| match &settlement.proof {
+        Proof::NoProof { reason } => Some(reason.clone()),
+        _ => end.ended_by.map(str::to_owned),
+    });
+    EventBody {
+        facts: Some(Arc::clone(&call.facts)),
+        attempt: Some(1),
+        amount_micros: Some(0),
+        proof: end.map(|(settlement, _)| settlement.proof.clone()),
+        reply: end.map(|(settlement, _)| settlement.facts.clone()),
+        state: Some(end.map_or(State::Held, |(_, end)| end.state)),
+        reason,
+        lease: Some(LeaseNote {
+            id: own.facts.call_id.clone(),
+            number: state.number,
+            at_ms: Some(call.at_ms),
+            late: false,
+            calls: None,
+        }),
+        ..EventBody::default()
+    }
+}
+
+/// Records calls of a lease that is over: their units were counted when it ended, so only their rows are missing.
+fn tell_late(
+    step: &mut Step<'_>,
+    mut own: Reservation,
+    mut state: LeaseState,
+    ask: &LeaseAsk,
+) -> Result<LeaseAnswer> {
+    let before = Some((own.state, false));
+    let forfeited = own.ended_by.as_deref() == Some(FORFEITED);
+    for call in &ask.done {
+        // What a step told that came through stands in the log already.
+        if call.step <= state.number || state.late.contains(&call.index) {
+            continue;
+        }
+        let call_id = &call.facts.call_id;
+        let end = ending(call)?;
+        if end.is_none() && step.store.reservation(call_id)?.is_some() {
+            continue;
+        }
+        let mut body = body(&own, &state, call, end);
+        if let Some(note) = &mut body.lease {
+            note.late = true;
+        }
+        state.late.push(call.index);
+        let kind = end.map_or(EventKind::Reserved, |(_, end)| end.kind);
+        step.append(kind, Some(call_id), Vec::new(), body)?;
+        if end.is_none() {
+            // It holds nothing; whoever made it may still tell its end, else it is unknown at its deadline.
+            let open = Reservation {
+                not_after_ms: call.not_after_ms,
+                ..fresh(step, Arc::clone(&call.facts), Vec::new())
+            };
+            step.save(None, open)?;
+        }
+    }
+    own.changed_at_ms = step.now_ms;
+    own.lease = Some(Box::new(state));
+    step.save(before, own)?;
+    Ok(LeaseAnswer::Over { forfeited })
+}
+
+/// The end of a lease that nobody gave back: for all that is known, everything in it was used.
+pub(super) fn forfeit(step: &mut Step<'_>, mut own: Reservation) -> Result<()> {
+    let before = Some((own.state, own.holds_something()));
+    let Some(mut state) = own.lease.take() else {
+        return Err(internal("what is forfeited is a lease"));
+    };
+    let mut deltas = Vec::with_capacity(own.charges.len());
+    for charge in &mut own.charges {
+        let by = (charge.held, charge.held.saturating_neg());
+        step.add(&charge.counter, charge.rolling, by, &mut deltas)?;
+        charge.used = charge.used.saturating_add(charge.held);
+        charge.held = 0;
+    }
+    own.state = State::Settled;
+    own.ended_by = Some(FORFEITED.to_owned());
+    own.changed_at_ms = step.now_ms;
+    note(step, &own, &state, deltas, Some(FORFEITED))?;
+    state.calls = 0;
+    list(step, &own, false)?;
+    save(step, before, own, *state)
+}
+
+fn note(
+    step: &mut Step<'_>,
+    own: &Reservation,
+    state: &LeaseState,
+    deltas: Vec<Delta>,
+    reason: Option<&str>,
+) -> Result<()> {
+    let body = EventBody {
+        facts: Some(Arc::clone(&own.facts)),
+        state: Some(own.state),
+        reason: reason.map(str::to_owned),
+        lease: Some(LeaseNote {
+            id: own.facts.call_id.clone(),
+            number: state.number,
+            at_ms: None,
+            late: false,
+            calls: Some(state.calls),
+        }),
+        ..EventBody::default()
+    };
+    step.append(EventKind::Leased, Some(&own.facts.call_id), deltas, body)
+}
+
+fn save(
+    step: &mut Step<'_>,
+    before: Option<(State, bool)>,
+    mut own: Reservation,
+    state: LeaseState,
+) -> Result<()> {
+    own.lease = Some(Box::new(state));
+    step.save(before, own)
+}
+
+/// The pointer that lists the open leases of a key and of its descendants.
+pub(in crate::ledger) fn leases_of(key_id: &str) -> String {
+    format!("leases:{key_id}")
+}
+
+/// Lists an open lease under its key and the key's ancestors, or takes it off.
+fn list(step: &mut Step<'_>, own: &Reservation, open: bool) -> Result<()> {
+    let Some(key_id) = &own.facts.key_id else {
+        return Ok(());
+    };
+    let ancestors = step.store.key_state(key_id)?.map(|key| key.ancestors);
+    for id in std::iter::once(key_id).chain(ancestors.iter().flatten()) {
+        let name = leases_of(id);
+        let mut pointer = step.store.pointer(&name)?.unwrap_or_default();
+        pointer.call_ids.retain(|lease| *lease != own.facts.call_id);
+        if open {
+            pointer.call_ids.push(own.facts.call_id.clone());
+        }
+        pointer.until_ms = i64::MAX;
+        step.store.put_pointer(&name, pointer)?;
+    }
+    Ok(())
+}
+
+/// Leases that stand and that a stop or revocation may cover, by id.
+pub fn leases(store: &mut dyn Store, clock_ms: i64, before: Before<'_>) -> Result<Vec<String>> {
+    let step = Step::begin(store, clock_ms)?;
+    let keys: Vec<String> = match before {
+        Before::Revoke(key_id) => vec![key_id.to_owned()],
+        Before::Stop(StopScope::Key(key_id)) => vec![key_id.clone()],
+        Before::Stop(scope) => step
+            .store
+            .key_records()?
+            .into_iter()
+            .filter(|key| may_cover(scope, key))
+            .map(|key| key.id)
+            .collect(),
+    };
+    let mut found = Vec::new();
+    for key_id in keys {
+        let pointer: Option<Pointer> = step.store.pointer(&leases_of(&key_id))?;
+        for id in pointer.into_iter().flat_map(|pointer| pointer.call_ids) {
+            if !found.contains(&id) {
+                found.push(id);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a stop may cover calls of a key, or of a key below it. A key without a run makes calls of any.
+fn may_cover(scope: &StopScope, key: &KeyRecord) -> bool {
+    match scope {
+        StopScope::Run(id) => key.run.as_ref().is_none_or(|run| run == id),
+        StopScope::Agent(id) => key.agent.as_ref() == Some(id),
+        StopScope::Label(id) => key.label.as_ref() == Some(id),
+        StopScope::Group(id) => key.groups.contains(id),
+        StopScope::All | StopScope::Vendor(_) | StopScope::Key(_) => true,
+    }
+}
+
+/// A reservation of no money that begins now.
+fn fresh(
+    step: &Step<'_>,
+    facts: Arc<crate::ledger::types::CallFacts>,
+    charges: Vec<Charge>,
+) -> Reservation {
+    Reservation {
+        facts,
+        state: State::Held,
+        identity: None,
+        generation: 1,
+        first_generation: 1,
+        counts_inherited: false,
+        reserved: Usd::ZERO,
+        held: Usd::ZERO,
+        used: Usd::ZERO,
+        charges,
+        object: None,
+        attempts: 1,
+        joined_by: Vec::new(),
+        not_executed: Vec::new(),
+        applied: Vec::new(),
+        reserved_at_ms: step.now_ms,
+        not_after_ms: step.now_ms,
+        changed_at_ms: step.now_ms,
+        unknown_reason: None,
+        ended_by: None,
+        pins: Vec::new(),
+        reply_facts: ReplyFacts::default(),
+        reply: None,
+        lease: None,
+    }
+}
