@@ -1,7 +1,7 @@
 //! Keybrake: spending limits for the API keys that agents hold, enforced before a call leaves the process.
 //!
 //! Read the modules in this order; each needs only those before it:
-//! `money, clock, error` → `request` → `policy` → `ledger` → `vendors` → `journal` → `brake` → `client`.
+//! `money, clock, error` → `request` → `policy` → `ledger` → `vendors` → `journal` → `lease` → `brake` → `client`.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects, clippy::as_conversions))]
 
@@ -23,6 +23,7 @@ pub mod secret;
 pub mod token;
 
 pub mod journal;
+pub mod lease;
 
 pub mod brake;
 

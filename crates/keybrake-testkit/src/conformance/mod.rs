@@ -19,6 +19,7 @@
 )]
 
 pub mod invariants;
+pub mod leases;
 pub mod lessons;
 mod model;
 mod redis;
@@ -150,6 +151,18 @@ macro_rules! conformance {
                 reassert_keeps_the_last_act,
                 reassert_restores_exposure,
                 reassert_refuses_what_no_ledger_wrote;
+            leases:
+                scenario_20_leases,
+                a_lease_is_told_in_numbered_steps,
+                a_lease_that_is_not_given_back_is_forfeited,
+                a_forfeited_leases_calls_are_told_late_and_once,
+                a_lease_leaves_room_for_others_and_for_the_last_unit,
+                a_lease_ends_with_its_window,
+                a_rolling_window_is_leased_one_bucket_at_a_time,
+                a_leased_call_ends_as_any_other,
+                a_call_under_way_becomes_a_hold_of_its_own,
+                a_stop_refuses_a_renewal_and_waits_for_the_lease,
+                a_revocation_waits_for_the_leases_of_descendants;
             lessons:
                 lesson_01_hold_is_never_shrunk,
                 lesson_02_settles_where_it_was_reserved,

@@ -8,7 +8,7 @@ use keybrake::Result;
 use keybrake::clock::{Clock as _, ManualClock};
 use keybrake::ledger::redis::RedisLedger;
 use keybrake::ledger::{
-    AdminNote, BudgetDef, BudgetUsage, Event, EventFilter, HoldFilter, IssueKey, KeyRecord, Ledger,
+    AdminNote, BudgetDef, BudgetUsage, Event, EventFilter, HoldFilter, IssueKey, KeyRecord, LeaseAnswer, LeaseAsk, Ledger,
     LedgerInfo, LedgerSecret, Reasserted, Reassertion, Reservation, ReserveAnswer, ReserveRequest, Scope,
     SettleAnswer, Settlement, Stop, StopAnswer, StopScope, TokenHash, VerifyReport,
 };
@@ -146,6 +146,10 @@ impl Ledger for Moved {
 
     async fn reassert(&self, reassertion: Reassertion) -> Result<Reasserted> {
         self.at_this_time().reassert(reassertion).await
+    }
+
+    async fn lease(&self, ask: LeaseAsk) -> Result<LeaseAnswer> {
+        self.at_this_time().lease(ask).await
     }
 
     async fn sweep(&self, limit: u32) -> Result<u32> {

@@ -189,7 +189,8 @@ impl Keybrake {
 }
 
 impl Builder {
-    /// The ledger's URL: `memory:`, `sqlite:PATH`.
+    /// The ledger's URL: `memory:`, `sqlite:PATH`, `redis://HOST`. With `lease_ms=N` in it, reads are decided from
+    /// [leases](crate::lease).
     #[must_use]
     pub fn ledger(mut self, url: impl Into<String>) -> Self {
         self.ledger = Some(url.into());
@@ -265,12 +266,15 @@ impl Builder {
                 base_urls.insert(vendor.name().to_owned(), url);
             }
         }
+        let journal_dir = self.journal_dir.or_else(config::journal_dir);
         let ledger = match self.shared {
             Some(ledger) => ledger,
-            None => crate::ledger::open(&config::ledger_url(self.ledger.as_deref())?, Arc::clone(&clock))?,
+            None => {
+                let url = config::ledger_url(self.ledger.as_deref())?;
+                crate::lease::open(&url, Arc::clone(&clock), journal_dir.as_deref()).await?
+            }
         };
         let credentials = Credentials::new(secrets, base_urls)?;
-        let journal_dir = self.journal_dir.or_else(config::journal_dir);
         let brake =
             Brake::with_journal(ledger, clock, credentials, self.limits, journal_dir.as_deref()).await?;
         Ok(Keybrake {

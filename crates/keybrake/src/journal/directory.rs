@@ -17,6 +17,8 @@ use crate::ledger::sqlite::{check_file, same_file};
 
 /// What the names of waiting outcomes' files end with.
 const WAITING: &str = ".journal";
+/// What the names of files end with in which processes write down what they decide from leases.
+const LEASED: &str = ".leased";
 /// What is added to the name of a file for what was set aside of it.
 const ASIDE: &str = ".corrupt";
 /// A writer begins a new file beyond so many bytes.
@@ -89,6 +91,38 @@ impl Directory {
         Ok((waiting, aside))
     }
 
+    /// Files of what processes decided from leases; those of live ones are locked.
+    pub(super) fn leased(&self) -> Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        if !self.check()? {
+            return Ok(found);
+        }
+        let unreadable = |e| cannot("list", &self.path).because(e);
+        for entry in std::fs::read_dir(&self.path).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
+            if path.as_os_str().as_encoded_bytes().ends_with(LEASED.as_bytes()) {
+                found.push(path);
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Makes a file of such, and keeps it locked.
+    pub(super) fn keep(&self, name: &str) -> Result<Kept> {
+        self.create()?;
+        let path = self.path.join(format!("{name}{LEASED}"));
+        let file = create(&path)?;
+        match Locked::take(file, &path)? {
+            Some(locked) => Ok(Kept {
+                path,
+                pid: std::process::id(),
+                locked: std::mem::ManuallyDrop::new(locked),
+            }),
+            None => Err(cannot("lock", &path)),
+        }
+    }
+
     /// Appends lines to a file of ours and returns when it survives a power cut. Answers whether it did: not when the
     /// file is gone, full or being delivered, and another should be begun.
     pub(super) fn append(&self, name: &str, lines: &[u8]) -> Result<bool> {
@@ -158,6 +192,34 @@ pub(super) fn ledgers(base: &Path) -> Result<Vec<(String, String)>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// A file that this process alone writes, for as long as it lives. It goes with its keeper when nothing is left in it.
+#[derive(Debug)]
+pub(super) struct Kept {
+    path: PathBuf,
+    /// The process that made it: a child that was forked shares the lock, and must neither end it nor remove the file.
+    pid: u32,
+    locked: std::mem::ManuallyDrop<Locked>,
+}
+
+impl Kept {
+    pub(super) fn file(&self) -> &File {
+        &self.locked.file
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if self.pid != std::process::id() {
+            return;
+        }
+        if self.locked.length().is_ok_and(|length| length == 0) {
+            std::fs::remove_file(&self.path).ok(); // an empty file is no harm
+        }
+        // Its own end would need `unsafe` here. What is left in it may be delivered by anybody from now on.
+        rustix::fs::flock(&self.locked.file, FlockOperation::Unlock).ok(); // it ends with the process too
+    }
 }
 
 /// A file that this task alone delivers.

@@ -5,6 +5,7 @@
 
 mod directory;
 mod entry;
+mod leased;
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use self::directory::{Directory, Taken};
 use self::entry::{Entry, Line};
+pub(crate) use self::leased::LeaseRows;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ledger::{Ledger, Settlement};
 
@@ -226,10 +228,54 @@ impl Journal {
             };
             self.deliver_file(ledger, taken, &mut report, &mut gone).await;
         }
+        if !gone {
+            self.deliver_leased(ledger, &mut report).await;
+        }
         if report.left > 0 {
             self.waits.store(true, Ordering::SeqCst);
         }
         Ok(report)
+    }
+
+    /// Tells what processes that ended had decided from their leases. It is left where it is until a lease is over.
+    async fn deliver_leased(&self, ledger: &dyn Ledger, report: &mut Delivery) {
+        let directory = self.directory.clone();
+        let files = match blocking(move || directory.leased()).await {
+            Ok(files) => files,
+            Err(error) => return tracing::warn!(%error, "what was decided from leases cannot be listed"),
+        };
+        for path in files {
+            let told = async {
+                let Some(taken) = blocking(move || Directory::take(&path)).await? else {
+                    return Ok(Some(0));
+                };
+                let told = leased::deliver(ledger, &taken).await?;
+                if told.is_some_and(|calls| calls > 0) {
+                    ledger.flush().await?;
+                }
+                if told.is_some() {
+                    blocking(move || taken.remove()).await?;
+                }
+                Ok::<_, Error>(told)
+            };
+            match told.await {
+                Ok(Some(calls)) => report.delivered = report.delivered.saturating_add(calls),
+                Ok(None) => report.left = report.left.saturating_add(1),
+                Err(error) => {
+                    tracing::warn!(%error, "what was decided from leases cannot be told yet");
+                    report.left = report.left.saturating_add(1);
+                    report.why = Some(error.to_string());
+                }
+            }
+        }
+    }
+
+    /// Files of this process's own for what it decides from leases.
+    ///
+    /// # Errors
+    /// `Config` when the directory is not this user's alone, or the disk does not take them.
+    pub(crate) fn lease_rows(&self) -> Result<LeaseRows> {
+        LeaseRows::create(&self.directory)
     }
 
     async fn deliver_file(&self, ledger: &dyn Ledger, taken: Taken, report: &mut Delivery, gone: &mut bool) {

@@ -71,7 +71,8 @@ pub struct LeasedCall {
 pub struct LeaseAsk {
     /// The lease; made by the holder, at random.
     pub id: String,
-    /// 1 to take it, then one more with each step. A step with an old number is refused.
+    /// 1 to take it, then one more with each step. A step with an old number is refused. 0 tells what a holder left
+    /// behind, once its lease is over; before that it is `Refused`.
     pub number: u64,
     /// The key, its version, and what stops are looked up by, as its calls have them.
     pub facts: Arc<CallFacts>,

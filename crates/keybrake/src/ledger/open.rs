@@ -11,12 +11,15 @@ use crate::error::{Error, Result};
 /// Opens the ledger of a URL: `memory:` (this process, for tests), `sqlite:PATH[?ns=NAME]` (processes of one
 /// machine), or `redis://HOST[:PORT][/DB][?ns=NAME&timeout_ms=N]` (a fleet; `rediss://` for TLS, `redis+unix:///PATH`,
 /// `redis+sentinel://HOST:PORT,…/PRIMARY`, `redis+cluster://HOST:PORT,…`).
-/// Waits for the disk or the server; open it before or outside of what must not wait.
+/// Waits for the disk or the server; open it before or outside of what must not wait. `lease_ms` is accepted, and used
+/// by [`crate::lease::open`]: who only looks and administers needs no lease.
 ///
 /// # Errors
 /// `Config` for any other URL, and for files and servers that cannot hold a ledger; `LedgerUnavailable` when it is busy
 /// or does not answer.
 pub fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Arc<dyn Ledger>> {
+    let (url, _) = without_leases(url)?;
+    let url = url.as_str();
     match url.split_once(':') {
         Some(("memory", "")) => Ok(Arc::new(MemoryLedger::new(clock)?)),
         Some(("sqlite", rest)) => {
@@ -37,6 +40,46 @@ pub fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Arc<dyn Ledger>> {
             "the ledger URL has no scheme that is known: write sqlite:PATH, such as sqlite:spend.db, or memory:",
         )),
     }
+}
+
+/// The URL without its `lease_ms`, and what that is, in milliseconds: how long a process may decide by itself from what
+/// it has leased of a key's budgets.
+///
+/// # Errors
+/// `Config` for a time that no lease has, and for a ledger of one process.
+pub fn without_leases(url: &str) -> Result<(String, Option<i64>)> {
+    let Some((address, query)) = url.split_once('?') else {
+        return Ok((url.to_owned(), None));
+    };
+    let (leases, others): (Vec<&str>, Vec<&str>) = query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .partition(|pair| pair.split_once('=').unwrap_or((pair, "")).0 == "lease_ms");
+    let [lease] = leases[..] else {
+        return match leases.is_empty() {
+            true => Ok((url.to_owned(), None)),
+            false => Err(Error::config("lease_ms stands twice in the ledger URL")),
+        };
+    };
+    if address.starts_with("memory") {
+        return Err(Error::config(
+            "lease_ms is for ledgers that processes share; a ledger in memory has nobody to share it with",
+        ));
+    }
+    let range = super::lease::SHORTEST_MS..=super::lease::LONGEST_MS;
+    let text = lease.split_once('=').map_or("", |(_, text)| text);
+    let ttl_ms = text.parse().ok().filter(|ms| range.contains(ms)).ok_or_else(|| {
+        Error::config(format!(
+            "lease_ms in the ledger URL must be {} to {}, as in redis://localhost?ns=prod&lease_ms=250",
+            range.start(),
+            range.end()
+        ))
+    })?;
+    let url = match others.is_empty() {
+        true => address.to_owned(),
+        false => format!("{address}?{}", others.join("&")),
+    };
+    Ok((url, Some(ttl_ms)))
 }
 
 /// Path and namespace of what follows `sqlite:`.
@@ -83,6 +126,21 @@ mod tests {
             sqlite("/var/lib/spend.db?ns=prod").unwrap(),
             ("/var/lib/spend.db", "prod")
         );
+    }
+
+    #[test]
+    fn leases_are_an_option_of_shared_ledgers() {
+        let of = |url: &str| without_leases(url).unwrap();
+        assert_eq!(of("sqlite:a.db"), ("sqlite:a.db".to_owned(), None));
+        assert_eq!(of("sqlite:a.db?lease_ms=50"), ("sqlite:a.db".to_owned(), Some(50)));
+        let redis = of("redis://kb:6379?ns=prod&lease_ms=250&timeout_ms=500");
+        assert_eq!(redis, ("redis://kb:6379?ns=prod&timeout_ms=500".to_owned(), Some(250)));
+        for wrong in ["lease_ms", "lease_ms=", "lease_ms=49", "lease_ms=501", "lease_ms=0.1", "lease_ms=-1"] {
+            let refused = refusal(&format!("sqlite:a.db?{wrong}"));
+            assert!(refused.contains("lease_ms in the ledger URL must be 50 to 500"), "{refused}");
+        }
+        assert!(refusal("sqlite:a.db?lease_ms=50&lease_ms=60").contains("stands twice"));
+        assert!(refusal("memory:?lease_ms=250").contains("lease_ms is for ledgers that processes share"));
     }
 
     #[test]

@@ -48,12 +48,15 @@ pub fn lease(store: &mut dyn Store, clock_ms: i64, ask: &LeaseAsk) -> Result<Lea
     let answer = match step.store.reservation(&ask.id)? {
         None if ask.number == 1 => take(&mut step, ask)?,
         None => LeaseAnswer::Over { forfeited: false },
-        Some(mut own) => {
+        Some(own) => {
+            let mut own = past_its_deadline(&mut step, own)?;
             let Some(state) = own.lease.take() else {
                 return Err(internal(format!("call {} is not a lease", ask.id)));
             };
             if own.state != State::Held {
                 tell_late(&mut step, own, *state, ask)?
+            } else if ask.number == 0 {
+                LeaseAnswer::Refused
             } else if ask.number == state.number {
                 // Its answer was lost: the same again.
                 held(&mut step, &own, &state)?
@@ -69,6 +72,17 @@ pub fn lease(store: &mut dyn Store, clock_ms: i64, ask: &LeaseAsk) -> Result<Lea
     };
     step.finish()?;
     Ok(answer)
+}
+
+/// A holder that comes too late is not better off for coming before the sweep.
+fn past_its_deadline(step: &mut Step<'_>, own: Reservation) -> Result<Reservation> {
+    if own.state != State::Held || own.lease.is_none() || !step.reached(own.not_after_ms) {
+        return Ok(own);
+    }
+    let id = own.facts.call_id.clone();
+    forfeit(step, own)?;
+    let ended = step.store.reservation(&id)?;
+    ended.ok_or_else(|| internal(format!("the lease {id} is gone")))
 }
 
 fn check(ask: &LeaseAsk) -> Result<()> {

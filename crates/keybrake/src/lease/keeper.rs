@@ -1,0 +1,225 @@
+//! The thread that takes, renews and gives back leases, so that no call waits for it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::books::{Aim, Books, Kind, Told};
+use crate::clock::Clock;
+use crate::error::ErrorKind;
+use crate::journal::Journal;
+use crate::ledger::{Grant, Ledger, ReserveRequest, SettleAnswer, Settlement};
+
+/// Steps of one lease in one go: what it tells may make another one necessary.
+const STEPS: u32 = 4;
+
+/// The leases of one process.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    inner: Arc<dyn Ledger>,
+    clock: Arc<dyn Clock>,
+    ttl_ms: i64,
+    journal: Option<Arc<Journal>>,
+    threaded: bool,
+    running: AtomicBool,
+    books: Mutex<Books>,
+    wake: Condvar,
+    /// One step at a time: their numbers are in order, and whoever waits for its turn finds what the others did.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        inner: Arc<dyn Ledger>,
+        clock: Arc<dyn Clock>,
+        ttl_ms: i64,
+        journal: Option<Arc<Journal>>,
+        threaded: bool,
+    ) -> Self {
+        Self {
+            inner,
+            clock,
+            ttl_ms,
+            journal,
+            threaded,
+            running: AtomicBool::new(false),
+            books: Mutex::new(Books::default()),
+            wake: Condvar::new(),
+            turn: tokio::sync::Mutex::const_new(()),
+        }
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Decides a call from a lease, if there is one for it.
+    pub(super) fn reserve(self: &Arc<Self>, request: &ReserveRequest) -> Option<Grant> {
+        let boot_ms = self.clock.boot_ms();
+        let (grant, due) = self.books().reserve(request, boot_ms, self.ttl_ms);
+        if due {
+            self.run();
+            self.wake.notify_one();
+        }
+        grant
+    }
+
+    /// Records a call's end, if it was decided here and its end needs no judging; else makes sure that the ledger knows of
+    /// the call.
+    pub(super) async fn settle(&self, settlement: &Settlement) -> Option<SettleAnswer> {
+        let told = self.books().settle(settlement);
+        match told {
+            Told::Here(answer) => Some(answer),
+            Told::Apart(kind) => {
+                self.step(kind, Aim::Renew).await;
+                None
+            }
+            Told::Elsewhere => None,
+        }
+    }
+
+    /// Every lease's next step: with `turning`, what is idle is given back, and what was told is forgotten.
+    pub(super) async fn round(&self, turning: bool) {
+        let kinds = {
+            let mut books = self.books();
+            if turning {
+                books.turn_rows();
+            }
+            books.due.clear();
+            books.kinds(None)
+        };
+        for kind in kinds {
+            self.step(kind, Aim::Renew).await;
+        }
+        if turning {
+            self.books().rows_told();
+        }
+    }
+
+    /// Tells what was done, and gives leases back: all, or those of a key.
+    pub(super) async fn give_back(&self, key_id: Option<&str>) {
+        let kinds = self.books().kinds(key_id);
+        for kind in kinds {
+            self.step(kind, Aim::GiveBack).await;
+        }
+        if key_id.is_none() {
+            self.books().rows_told();
+        }
+    }
+
+    /// One step of a lease, and those that follow from its answer.
+    async fn step(&self, kind: Kind, aim: Aim) {
+        let _turn = self.turn.lock().await;
+        for _ in 0..STEPS {
+            let Some((ask, repeated)) = self.books().ask(kind, aim, self.ttl_ms) else {
+                return;
+            };
+            // Counted from before it is sent: whatever time passes until the answer is read is the holder's loss.
+            let asked_boot_ms = self.clock.boot_ms();
+            match self.inner.lease(ask.clone()).await {
+                Ok(answer) => {
+                    let more = self.books().answered(kind, &ask, asked_boot_ms, &answer);
+                    if !more && !repeated {
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Internal => {
+                    tracing::error!(lease = %ask.id, %error, "a lease is left to its deadline");
+                    self.books().abandon(kind);
+                    return;
+                }
+                // Asked again with the next round; until then its time runs out.
+                Err(error) => {
+                    tracing::warn!(lease = %ask.id, %error, "a lease cannot be renewed");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Starts the thread, once there is something for it to do.
+    fn run(self: &Arc<Self>) {
+        if self.running.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        if let Err(error) = self.write_down() {
+            tracing::warn!(%error, "nothing is leased: calls cannot be written down");
+            self.books().ended = true;
+            return;
+        }
+        if !self.threaded {
+            return;
+        }
+        let keeper = Arc::clone(self);
+        let started = std::thread::Builder::new()
+            .name("keybrake-leases".to_owned())
+            .spawn(move || {
+                match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                    Ok(runtime) => keeper.keep(&runtime),
+                    Err(error) => keeper.fail(&error),
+                }
+            });
+        if let Err(error) = started {
+            self.fail(&error);
+        }
+    }
+
+    fn fail(&self, error: &dyn std::fmt::Display) {
+        tracing::warn!(%error, "nothing is leased: no thread can renew leases");
+        self.books().ended = true;
+    }
+
+    /// Makes the files for what is decided here.
+    fn write_down(&self) -> crate::error::Result<()> {
+        if let Some(journal) = &self.journal {
+            let rows = journal.lease_rows()?;
+            self.books().rows = Some(rows);
+        }
+        Ok(())
+    }
+
+    fn keep(&self, runtime: &tokio::runtime::Runtime) {
+        let half = Duration::from_millis(u64::try_from(self.ttl_ms / 2).unwrap_or(1));
+        let mut next = Instant::now();
+        loop {
+            let (due, ended) = self.wait(next);
+            if ended {
+                runtime.block_on(self.give_back(None));
+                return;
+            }
+            if Instant::now() >= next {
+                next = Instant::now().checked_add(half).unwrap_or(next);
+                runtime.block_on(self.round(true));
+            } else {
+                for kind in due {
+                    runtime.block_on(self.step(kind, Aim::Renew));
+                }
+            }
+        }
+    }
+
+    /// Waits until something is due, at most until `next`; for as long as it takes while nothing is leased.
+    fn wait(&self, next: Instant) -> (Vec<Kind>, bool) {
+        let mut books = self.books();
+        loop {
+            if books.ended || !books.due.is_empty() {
+                return (std::mem::take(&mut books.due), books.ended);
+            }
+            let left = next.saturating_duration_since(Instant::now());
+            if books.leases.is_empty() {
+                books = self.wake.wait(books).unwrap_or_else(PoisonError::into_inner);
+            } else if left.is_zero() {
+                return (Vec::new(), false);
+            } else {
+                let woken = self.wake.wait_timeout(books, left);
+                books = woken.unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+    }
+
+    /// The handle is gone: the thread gives back what it has, and ends.
+    pub(super) fn end(&self) {
+        self.books().ended = true;
+        self.wake.notify_one();
+    }
+}
