@@ -28,6 +28,35 @@ pub fn lifetime(lineage: &str, cap: i64) -> BudgetDef {
     }
 }
 
+/// A budget of calls that a lineage makes in each window.
+pub fn calls(lineage: &str, window: WindowKind, cap: i64) -> BudgetDef {
+    BudgetDef {
+        unit: Unit::Calls,
+        window,
+        ..lifetime(lineage, cap)
+    }
+}
+
+/// A read: it counts as a call, has no identity and moves no money. Its windows are those of `now_ms`.
+pub fn read(key: &KeyRecord, call_id: &str, now_ms: i64) -> ReserveRequest {
+    let mut request = call(key, call_id, 0);
+    request.identity = None;
+    request.facts = Arc::new(CallFacts {
+        operation: "customers.list".to_owned(),
+        direction: 0,
+        moves_money: false,
+        ..(*request.facts).clone()
+    });
+    if let Ask::Amount(ask) = &mut request.ask {
+        for (charge, budget) in ask.charges.iter_mut().zip(&key.budgets) {
+            charge.amount = i64::from(charge.unit != Unit::Usd);
+            charge.window =
+                keybrake::policy::window::current(budget.def.window, "UTC", now_ms).unwrap_or(None);
+        }
+    }
+    request
+}
+
 /// Issues a key with these budgets, or answers the one that is there already.
 pub async fn key(ledger: &dyn Ledger, id: &str, budgets: &[BudgetDef]) -> keybrake::Result<KeyRecord> {
     if let Some(key) = ledger.key(id).await? {

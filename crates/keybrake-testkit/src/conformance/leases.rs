@@ -179,9 +179,15 @@ pub async fn a_lease_is_told_in_numbered_steps(world: &World) {
     assert_eq!(world.raw(&day).await, (15, 0));
     assert!(world.open().await.is_empty());
 
-    let rows = Audit::new(&*world.ledger).list(RowFilter::default(), 100).await.unwrap();
+    let rows = Audit::new(&*world.ledger)
+        .list(RowFilter::default(), 100)
+        .await
+        .unwrap();
     assert_eq!(rows.len(), 15, "one row a call, and none for the lease");
-    assert!(rows.iter().all(|row| row.policy_verdict == "allowed" && row.note("state") == Some("settled")));
+    assert!(
+        rows.iter()
+            .all(|row| row.policy_verdict == "allowed" && row.note("state") == Some("settled"))
+    );
 }
 
 /// What its holder never told is used when its deadline passes: another may have it never more.
@@ -198,13 +204,21 @@ pub async fn a_lease_that_is_not_given_back_is_forfeited(world: &World) {
 
     world.clock.advance_ms(TTL_MS + 1);
     world.ledger.sweep(10).await.unwrap();
-    assert_eq!(world.raw(&day).await, (4, 6), "the holder's time is over, the deadline is not");
+    assert_eq!(
+        world.raw(&day).await,
+        (4, 6),
+        "the holder's time is over, the deadline is not"
+    );
     world.clock.advance_ms(OVER_MS);
     // Any decision looks at deadlines first.
     let grant = world.granted(&read(world, &key)).await;
     assert_eq!(world.raw(&day).await, (10, 1));
     world.settle(&grant, charged(0)).await;
-    let last = world.events().await.into_iter().rfind(|event| event.kind == EventKind::Leased);
+    let last = world
+        .events()
+        .await
+        .into_iter()
+        .rfind(|event| event.kind == EventKind::Leased);
     let last = last.expect("the end of the lease");
     assert_eq!(last.body.reason.as_deref(), Some("forfeited"));
     assert_eq!((last.deltas[0].used, last.deltas[0].held), (6, -6));
@@ -236,13 +250,22 @@ pub async fn a_forfeited_leases_calls_are_told_late_and_once(world: &World) {
         assert_eq!(answer, LeaseAnswer::Over { forfeited: true });
         assert_eq!(world.raw(&day).await, (10, 0));
     }
-    let rows = Audit::new(&*world.ledger).list(RowFilter::default(), 100).await.unwrap();
+    let rows = Audit::new(&*world.ledger)
+        .list(RowFilter::default(), 100)
+        .await
+        .unwrap();
     let late: Vec<(&str, Option<&str>)> = rows
         .iter()
         .filter(|row| row.metadata.get("late").is_some())
         .map(|row| (row.call_id.as_str(), row.note("state")))
         .collect();
-    assert_eq!(late, [(done.as_str(), Some("unknown")), (under_way.as_str(), Some("held"))]);
+    assert_eq!(
+        late,
+        [
+            (done.as_str(), Some("unknown")),
+            (under_way.as_str(), Some("held"))
+        ]
+    );
     assert_eq!(rows.len(), 3);
 
     // The one under way may still be told by whoever made it.
@@ -298,10 +321,17 @@ pub async fn a_lease_ends_with_its_window(world: &World) {
     world.clock.advance_ms(HOUR_MS - 700);
     let mut holder = Holder::new(world, &key, "lease");
     let held = holder.held(0, 100).await;
-    assert_eq!((held.added, held.for_ms), (10, 200), "half a second before the end is left alone");
+    assert_eq!(
+        (held.added, held.for_ms),
+        (10, 200),
+        "half a second before the end is left alone"
+    );
     holder.made(Some(charged(0)));
     world.clock.advance_ms(300);
-    assert_eq!(Holder::new(world, &key, "too late").step(0, 100).await, LeaseAnswer::Refused);
+    assert_eq!(
+        Holder::new(world, &key, "too late").step(0, 100).await,
+        LeaseAnswer::Refused
+    );
     world.clock.advance_ms(500);
     // What is under way stays; nothing is added, nothing prolonged.
     assert_eq!(holder.step(1, 100).await, LeaseAnswer::Refused);
@@ -371,7 +401,11 @@ pub async fn a_leased_call_ends_as_any_other(world: &World) {
                 world.raw(&day).await,
                 world.raw(&money).await,
                 (word("state"), word("reason"), word("proof"), word("reserved_usd")),
-                (row.policy_verdict.clone(), row.cost_usd_parsed, row.cap_usage_after_usd),
+                (
+                    row.policy_verdict.clone(),
+                    row.cost_usd_parsed,
+                    row.cap_usage_after_usd,
+                ),
             ));
         }
         assert_eq!(ends[0], ends[1], "{proof:?}");
@@ -408,7 +442,10 @@ pub async fn a_call_under_way_becomes_a_hold_of_its_own(world: &World) {
     assert_eq!(world.raw(&day).await, (0, 1));
     world.clock.advance_ms(HOLD_MS + 1);
     world.ledger.sweep(10).await.unwrap();
-    assert_eq!((world.state(&kept).await, world.raw(&day).await), (State::Unknown, (1, 0)));
+    assert_eq!(
+        (world.state(&kept).await, world.raw(&day).await),
+        (State::Unknown, (1, 0))
+    );
 }
 
 /// After a stop a lease is not prolonged; the stop returns when it is given back, or after the lease's time to live.
@@ -418,20 +455,37 @@ pub async fn a_stop_refuses_a_renewal_and_waits_for_the_lease(world: &World) {
     let mut holder = Holder::new(world, &key, "lease");
     holder.held(0, 10).await;
     let begun = Instant::now();
-    world.ledger.stop(StopScope::Agent("b".into()), note("others")).await.unwrap();
-    assert!(begun.elapsed() < Duration::from_millis(400), "not this lease's agent");
+    world
+        .ledger
+        .stop(StopScope::Agent("b".into()), note("others"))
+        .await
+        .unwrap();
+    assert!(
+        begun.elapsed() < Duration::from_millis(400),
+        "not this lease's agent"
+    );
 
     let begun = Instant::now();
-    let answer = world.ledger.stop(StopScope::Agent("a".into()), note("test")).await.unwrap();
+    let answer = world
+        .ledger
+        .stop(StopScope::Agent("a".into()), note("test"))
+        .await
+        .unwrap();
     let waited = begun.elapsed();
-    assert!(waited >= Duration::from_millis(u64::try_from(TTL_MS).unwrap()), "{waited:?}");
+    assert!(
+        waited >= Duration::from_millis(u64::try_from(TTL_MS).unwrap()),
+        "{waited:?}"
+    );
     assert!(answer.in_flight.is_empty(), "a lease is no call");
 
     holder.made(Some(charged(0)));
     assert_eq!(holder.step(5, 10).await, LeaseAnswer::Refused);
     assert_eq!(holder.step(0, 0).await, LeaseAnswer::Over { forfeited: false });
     assert_eq!(world.raw(&day).await, (1, 0));
-    assert_eq!(Holder::new(world, &key, "another").step(0, 10).await, LeaseAnswer::Refused);
+    assert_eq!(
+        Holder::new(world, &key, "another").step(0, 10).await,
+        LeaseAnswer::Refused
+    );
     let begun = Instant::now();
     world.ledger.stop(StopScope::All, note("test")).await.unwrap();
     assert!(begun.elapsed() < Duration::from_millis(400), "no lease is left");
@@ -450,7 +504,10 @@ pub async fn a_revocation_waits_for_the_leases_of_descendants(world: &World) {
 
     let begun = Instant::now();
     world.ledger.revoke(&other.id, note("another")).await.unwrap();
-    assert!(begun.elapsed() < Duration::from_millis(400), "not this lease's key");
+    assert!(
+        begun.elapsed() < Duration::from_millis(400),
+        "not this lease's key"
+    );
     let begun = Instant::now();
     world.ledger.revoke(&parent.id, note("test")).await.unwrap();
     assert!(begun.elapsed() >= Duration::from_millis(u64::try_from(TTL_MS).unwrap()));

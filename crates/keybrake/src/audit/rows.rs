@@ -150,7 +150,9 @@ impl<'a> Rows<'a> {
             };
             after_seq = last.seq;
             let begun = begun(&page);
-            let calls = page.iter().filter(|event| !matches!(event.kind, EventKind::Leased | EventKind::Admin));
+            let calls = page
+                .iter()
+                .filter(|event| !matches!(event.kind, EventKind::Leased | EventKind::Admin));
             let calls = calls.filter_map(|event| event.call_id.as_ref());
             late.extend(calls.filter(|id| !begun.contains(*id)).cloned());
             if late.len() > self.most_late {

@@ -237,7 +237,10 @@ fn step(event: &Event) -> StoryStep {
         ..StoryStep::default()
     };
     if let Some(calls) = body.lease.as_ref().and_then(|lease| lease.calls) {
-        let end = body.reason.as_deref().map(|end| format!("{}, ", end.replace('_', " ")));
+        let end = body
+            .reason
+            .as_deref()
+            .map(|end| format!("{}, ", end.replace('_', " ")));
         step.message = Some(format!("{}room for {calls} calls", end.unwrap_or_default()));
     }
     if let Some(original) = &body.original {

@@ -267,12 +267,11 @@ impl Builder {
             }
         }
         let journal_dir = self.journal_dir.or_else(config::journal_dir);
-        let ledger = match self.shared {
-            Some(ledger) => ledger,
-            None => {
-                let url = config::ledger_url(self.ledger.as_deref())?;
-                crate::lease::open(&url, Arc::clone(&clock), journal_dir.as_deref()).await?
-            }
+        let ledger = if let Some(ledger) = self.shared {
+            ledger
+        } else {
+            let url = config::ledger_url(self.ledger.as_deref())?;
+            crate::lease::open(&url, Arc::clone(&clock), journal_dir.as_deref()).await?
         };
         let credentials = Credentials::new(secrets, base_urls)?;
         let brake =

@@ -131,13 +131,11 @@ fn read(content: &[u8]) -> Vec<(String, Vec<LeasedCall>)> {
     for line in content.split(|byte| *byte == b'\n') {
         match row(line) {
             Some(Row::Made { lease, call }) => {
-                let calls = match leases.iter_mut().find(|(id, _)| *id == lease) {
-                    Some((_, calls)) => calls,
-                    None => {
-                        leases.push((lease, Vec::new()));
-                        let Some((_, calls)) = leases.last_mut() else { continue };
-                        calls
-                    }
+                if !leases.iter().any(|(id, _)| *id == lease) {
+                    leases.push((lease.clone(), Vec::new()));
+                }
+                let Some((_, calls)) = leases.iter_mut().find(|(id, _)| *id == lease) else {
+                    continue;
                 };
                 if !calls.iter().any(|known| known.index == call.index) {
                     calls.push(call);

@@ -112,7 +112,14 @@ pub(super) enum Aim {
 impl Books {
     fn kind(&self, facts: &CallFacts, charges: &[ChargeAsk]) -> Kind {
         let mut hasher = self.hasher.build_hasher();
-        (&facts.key_id, facts.key_version, &facts.vendor, facts.livemode, &facts.run).hash(&mut hasher);
+        (
+            &facts.key_id,
+            facts.key_version,
+            &facts.vendor,
+            facts.livemode,
+            &facts.run,
+        )
+            .hash(&mut hasher);
         for charge in charges {
             (&charge.budget, &charge.customer, charge.amount, charge.limit).hash(&mut hasher);
         }
@@ -250,7 +257,9 @@ impl Books {
         if !rows.turn() {
             return;
         }
-        for own in self.under_way.values() {
+        let mut calls: Vec<&UnderWay> = self.under_way.values().collect();
+        calls.sort_by_key(|own| (own.kind, own.call.index));
+        for own in calls {
             if let Some(lease) = self.leases.get(&own.kind)
                 && let Err(error) = rows.made(&lease.id, &own.call)
             {
@@ -284,19 +293,29 @@ impl Books {
             self.leases.remove(&kind);
             return None;
         }
-        lease.adapt();
+        if taken {
+            lease.adapt();
+        }
         let mut done = std::mem::take(&mut lease.done);
         if ends {
             lease.left = 0;
         }
-        for own in self.under_way.values_mut().filter(|own| own.kind == kind) {
+        let mut own_calls: Vec<&mut UnderWay> = self
+            .under_way
+            .values_mut()
+            .filter(|own| own.kind == kind)
+            .collect();
+        own_calls.sort_by_key(|own| own.call.index);
+        for own in own_calls {
             own.apart |= ends;
             if own.apart {
                 done.push(own.call.clone());
             }
         }
         let apart = done.iter().filter(|call| call.settlement.is_none()).count();
-        let stay = lease.under_way.saturating_sub(u32::try_from(apart).unwrap_or(u32::MAX));
+        let stay = lease
+            .under_way
+            .saturating_sub(u32::try_from(apart).unwrap_or(u32::MAX));
         let keep = lease.left.saturating_add(stay);
         let wanted = lease.target.saturating_sub(lease.left);
         let ask = LeaseAsk {
@@ -305,7 +324,11 @@ impl Books {
             facts: Arc::clone(&lease.facts),
             charges: lease.charges.clone(),
             keep,
-            wanted: if ends { 0 } else { wanted.min(MOST_CALLS.saturating_sub(keep)) },
+            wanted: if ends {
+                0
+            } else {
+                wanted.min(MOST_CALLS.saturating_sub(keep))
+            },
             done,
             ttl_ms,
             max_open_holds: lease.max_open_holds,
@@ -331,7 +354,9 @@ impl Books {
             return false;
         };
         let told = ask.done.iter().filter(|call| call.settlement.is_none()).count();
-        lease.under_way = lease.under_way.saturating_sub(u32::try_from(told).unwrap_or(u32::MAX));
+        lease.under_way = lease
+            .under_way
+            .saturating_sub(u32::try_from(told).unwrap_or(u32::MAX));
         lease.asked = None;
         lease.number = ask.number;
         match answer {
@@ -351,7 +376,8 @@ impl Books {
                 if ask.number == 1 {
                     // Little room, a stop, the end of a window: not worth asking again at once.
                     let later_ms = ask.ttl_ms.saturating_mul(REFUSED_FOR);
-                    self.seen.insert(kind, (0, asked_boot_ms.saturating_add(later_ms)));
+                    self.seen
+                        .insert(kind, (0, asked_boot_ms.saturating_add(later_ms)));
                 }
                 (lease.left, lease.over) = (0, true);
                 let more = lease.under_way > 0 || !lease.done.is_empty();
@@ -461,6 +487,7 @@ impl Lease {
             self.target = self.target.saturating_mul(2).min(MOST_CALLS);
         } else if self.made < self.target / 4 {
             self.target = (self.target / 2).max(SMALLEST);
+            self.left = self.left.min(self.target);
         }
     }
 }

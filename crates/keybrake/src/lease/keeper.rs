@@ -2,10 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::books::{Aim, Books, Kind, Told};
-use crate::clock::Clock;
+use crate::clock::{Clock, SystemClock};
 use crate::error::ErrorKind;
 use crate::journal::Journal;
 use crate::ledger::{Grant, Ledger, ReserveRequest, SettleAnswer, Settlement};
@@ -153,12 +153,12 @@ impl Keeper {
         let keeper = Arc::clone(self);
         let started = std::thread::Builder::new()
             .name("keybrake-leases".to_owned())
-            .spawn(move || {
-                match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            .spawn(
+                move || match tokio::runtime::Builder::new_current_thread().enable_all().build() {
                     Ok(runtime) => keeper.keep(&runtime),
                     Err(error) => keeper.fail(&error),
-                }
-            });
+                },
+            );
         if let Err(error) = started {
             self.fail(&error);
         }
@@ -179,16 +179,16 @@ impl Keeper {
     }
 
     fn keep(&self, runtime: &tokio::runtime::Runtime) {
-        let half = Duration::from_millis(u64::try_from(self.ttl_ms / 2).unwrap_or(1));
-        let mut next = Instant::now();
+        let half_ms = self.ttl_ms.checked_div(2).unwrap_or(1);
+        let mut next_ms = SystemClock.boot_ms();
         loop {
-            let (due, ended) = self.wait(next);
+            let (due, ended) = self.wait(next_ms);
             if ended {
                 runtime.block_on(self.give_back(None));
                 return;
             }
-            if Instant::now() >= next {
-                next = Instant::now().checked_add(half).unwrap_or(next);
+            if SystemClock.boot_ms() >= next_ms {
+                next_ms = SystemClock.boot_ms().saturating_add(half_ms);
                 runtime.block_on(self.round(true));
             } else {
                 for kind in due {
@@ -198,19 +198,20 @@ impl Keeper {
         }
     }
 
-    /// Waits until something is due, at most until `next`; for as long as it takes while nothing is leased.
-    fn wait(&self, next: Instant) -> (Vec<Kind>, bool) {
+    /// Waits until something is due, at most until `next_ms`; for as long as it takes while nothing is leased.
+    fn wait(&self, next_ms: i64) -> (Vec<Kind>, bool) {
         let mut books = self.books();
         loop {
             if books.ended || !books.due.is_empty() {
                 return (std::mem::take(&mut books.due), books.ended);
             }
-            let left = next.saturating_duration_since(Instant::now());
+            let left_ms = next_ms.saturating_sub(SystemClock.boot_ms());
             if books.leases.is_empty() {
                 books = self.wake.wait(books).unwrap_or_else(PoisonError::into_inner);
-            } else if left.is_zero() {
+            } else if left_ms <= 0 {
                 return (Vec::new(), false);
             } else {
+                let left = Duration::from_millis(u64::try_from(left_ms).unwrap_or(1));
                 let woken = self.wake.wait_timeout(books, left);
                 books = woken.unwrap_or_else(PoisonError::into_inner).0;
             }

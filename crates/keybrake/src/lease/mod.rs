@@ -23,9 +23,9 @@ use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::journal::Journal;
 use crate::ledger::{
-    self, AdminNote, BudgetDef, BudgetUsage, Event, EventFilter, HoldFilter, IssueKey, KeyRecord, LeaseAnswer,
-    LeaseAsk, Ledger, LedgerCheck, LedgerInfo, LedgerSecret, Reservation, ReserveAnswer, ReserveRequest, Scope,
-    SettleAnswer, Settlement, Stop, StopAnswer, StopScope, TokenHash, VerifyReport,
+    self, AdminNote, BudgetDef, BudgetUsage, Event, EventFilter, HoldFilter, IssueKey, KeyRecord,
+    LeaseAnswer, LeaseAsk, Ledger, LedgerCheck, LedgerInfo, LedgerSecret, Reservation, ReserveAnswer,
+    ReserveRequest, Scope, SettleAnswer, Settlement, Stop, StopAnswer, StopScope, TokenHash, VerifyReport,
 };
 
 /// Opens the ledger of a URL as [`ledger::open`] does; with `lease_ms` in it, one that decides from leases.

@@ -10,7 +10,7 @@
 //! The rules stand in [`rules::lease`](super::rules::lease); the holder's part in [`crate::lease`].
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,7 @@ use super::Ledger;
 use super::types::{
     Ask, CallFacts, ChargeAsk, ReserveRequest, Settlement, State, StopScope, Unit, WindowKind,
 };
+use crate::clock::{Clock as _, SystemClock};
 use crate::error::{Error, Result};
 use crate::money::Usd;
 use crate::policy::BudgetView;
@@ -29,6 +30,9 @@ pub const LONGEST_MS: i64 = 500;
 pub const SHORTEST_MS: i64 = 50;
 /// The most calls that a lease has room for, so that a renewal stays one small step.
 pub const MOST_CALLS: u32 = 512;
+
+/// How often leases that stand in the way of a stop are looked at.
+const LOOK_EVERY_MS: i64 = 10;
 
 /// What the ledger keeps of a lease besides its charges.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,8 +137,12 @@ pub fn leasable(request: &ReserveRequest) -> Option<&[ChargeAsk]> {
         && ask.raise.is_none()
         && ask.pins.is_empty()
         && ask.would_deny.is_none();
-    (plain && ask.charges.iter().all(|charge| charge.amount == 0 || charge.unit != Unit::Usd))
-        .then_some(&ask.charges)
+    (plain
+        && ask
+            .charges
+            .iter()
+            .all(|charge| charge.amount == 0 || charge.unit != Unit::Usd))
+    .then_some(&ask.charges)
 }
 
 /// Whether room can be taken in a budget with this window in advance.
@@ -158,7 +166,8 @@ pub enum Before<'a> {
 /// given back; renewed twice, so that the holder has read an answer that came after it; or expired. Each expires within
 /// its own time to live from now, whatever the clocks say.
 pub(super) async fn end(ledger: &dyn Ledger, leases: Vec<String>) -> Result<()> {
-    let begun = Instant::now();
+    // The machine's own time: holders count by theirs, whatever clock the ledger has.
+    let begun_ms = SystemClock.boot_ms();
     let mut standing: Vec<(String, u64)> = Vec::new();
     let mut longest_ms = 0;
     for id in leases {
@@ -167,13 +176,19 @@ pub(super) async fn end(ledger: &dyn Ledger, leases: Vec<String>) -> Result<()> 
             longest_ms = longest_ms.max(ttl_ms);
         }
     }
-    let longest = Duration::from_millis(u64::try_from(longest_ms.clamp(0, LONGEST_MS)).unwrap_or(0));
+    // One more, because both readings are cut to whole milliseconds.
+    let over_ms = begun_ms
+        .saturating_add(longest_ms.clamp(0, LONGEST_MS))
+        .saturating_add(1);
     while !standing.is_empty() {
-        let left = longest.saturating_sub(begun.elapsed());
-        if left.is_zero() {
+        let left_ms = over_ms.saturating_sub(SystemClock.boot_ms());
+        if left_ms <= 0 {
             return Ok(());
         }
-        pause(left.min(Duration::from_millis(10))).await?;
+        pause(Duration::from_millis(
+            u64::try_from(left_ms.min(LOOK_EVERY_MS)).unwrap_or(1),
+        ))
+        .await?;
         let mut still = Vec::with_capacity(standing.len());
         for (id, number) in standing {
             match stands(ledger, &id).await? {

@@ -40,9 +40,7 @@ pub mod types;
 use async_trait::async_trait;
 
 pub use events::{AdminAct, Delta, Event, EventBody, EventFilter, EventKind, IdentityNote, LeaseNote};
-pub use lease::{
-    LeaseAnswer, LeaseAsk, LeaseHeld, LeaseState, LeasedCall, MOST_CALLS as MOST_LEASED_CALLS,
-};
+pub use lease::{LeaseAnswer, LeaseAsk, LeaseHeld, LeaseState, LeasedCall, MOST_CALLS as MOST_LEASED_CALLS};
 pub use memory::MemoryLedger;
 pub use open::{open, without_leases};
 pub use reassertion::{BudgetAssertion, CallAssertion, KeyAssertion, Reasserted, Reassertion, StopAssertion};

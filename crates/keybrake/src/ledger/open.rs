@@ -56,9 +56,10 @@ pub fn without_leases(url: &str) -> Result<(String, Option<i64>)> {
         .filter(|pair| !pair.is_empty())
         .partition(|pair| pair.split_once('=').unwrap_or((pair, "")).0 == "lease_ms");
     let [lease] = leases[..] else {
-        return match leases.is_empty() {
-            true => Ok((url.to_owned(), None)),
-            false => Err(Error::config("lease_ms stands twice in the ledger URL")),
+        return if leases.is_empty() {
+            Ok((url.to_owned(), None))
+        } else {
+            Err(Error::config("lease_ms stands twice in the ledger URL"))
         };
     };
     if address.starts_with("memory") {
@@ -75,9 +76,10 @@ pub fn without_leases(url: &str) -> Result<(String, Option<i64>)> {
             range.end()
         ))
     })?;
-    let url = match others.is_empty() {
-        true => address.to_owned(),
-        false => format!("{address}?{}", others.join("&")),
+    let url = if others.is_empty() {
+        address.to_owned()
+    } else {
+        format!("{address}?{}", others.join("&"))
     };
     Ok((url, Some(ttl_ms)))
 }
@@ -132,12 +134,28 @@ mod tests {
     fn leases_are_an_option_of_shared_ledgers() {
         let of = |url: &str| without_leases(url).unwrap();
         assert_eq!(of("sqlite:a.db"), ("sqlite:a.db".to_owned(), None));
-        assert_eq!(of("sqlite:a.db?lease_ms=50"), ("sqlite:a.db".to_owned(), Some(50)));
+        assert_eq!(
+            of("sqlite:a.db?lease_ms=50"),
+            ("sqlite:a.db".to_owned(), Some(50))
+        );
         let redis = of("redis://kb:6379?ns=prod&lease_ms=250&timeout_ms=500");
-        assert_eq!(redis, ("redis://kb:6379?ns=prod&timeout_ms=500".to_owned(), Some(250)));
-        for wrong in ["lease_ms", "lease_ms=", "lease_ms=49", "lease_ms=501", "lease_ms=0.1", "lease_ms=-1"] {
+        assert_eq!(
+            redis,
+            ("redis://kb:6379?ns=prod&timeout_ms=500".to_owned(), Some(250))
+        );
+        for wrong in [
+            "lease_ms",
+            "lease_ms=",
+            "lease_ms=49",
+            "lease_ms=501",
+            "lease_ms=0.1",
+            "lease_ms=-1",
+        ] {
             let refused = refusal(&format!("sqlite:a.db?{wrong}"));
-            assert!(refused.contains("lease_ms in the ledger URL must be 50 to 500"), "{refused}");
+            assert!(
+                refused.contains("lease_ms in the ledger URL must be 50 to 500"),
+                "{refused}"
+            );
         }
         assert!(refusal("sqlite:a.db?lease_ms=50&lease_ms=60").contains("stands twice"));
         assert!(refusal("memory:?lease_ms=250").contains("lease_ms is for ledgers that processes share"));

@@ -322,7 +322,9 @@ impl Planned {
 
 /// How many such calls the budgets have room for, when `back` of them are returned first.
 pub(super) fn room(planned: &[Planned], back: i64) -> i64 {
-    let bound = planned.iter().filter(|charge| charge.ask.enforce && charge.amount > 0);
+    let bound = planned
+        .iter()
+        .filter(|charge| charge.ask.enforce && charge.amount > 0);
     let rooms = bound.map(|charge| {
         let taken = charge.total.used.saturating_add(charge.total.held);
         let left = charge.cap().saturating_sub(taken);

@@ -134,7 +134,10 @@ fn until(step: &mut Step<'_>, ask: &LeaseAsk, key: &KeyState, planned: &[Planned
     let mut until_ms = step.now_ms.saturating_add(ask.ttl_ms);
     let mut end = |at_ms: i64| until_ms = until_ms.min(at_ms.saturating_sub(WINDOW_MARGIN_MS));
     end(key.expires_at_ms);
-    planned.iter().filter_map(Planned::slice_ends_ms).for_each(&mut end);
+    planned
+        .iter()
+        .filter_map(Planned::slice_ends_ms)
+        .for_each(&mut end);
     for ancestor in &key.ancestors {
         if let Some(state) = step.store.key_state(ancestor)? {
             end(state.expires_at_ms);
@@ -187,10 +190,19 @@ fn take(step: &mut Step<'_>, ask: &LeaseAsk) -> Result<LeaseAnswer> {
 /// A part of the room, or nothing when that is too little.
 fn share(room: i64, wanted: u32) -> u32 {
     let share = room.checked_div(SHARE).unwrap_or(0).min(i64::from(wanted));
-    if share < LEAST { 0 } else { u32::try_from(share).unwrap_or(0) }
+    if share < LEAST {
+        0
+    } else {
+        u32::try_from(share).unwrap_or(0)
+    }
 }
 
-fn renew(step: &mut Step<'_>, mut own: Reservation, mut state: LeaseState, ask: &LeaseAsk) -> Result<LeaseAnswer> {
+fn renew(
+    step: &mut Step<'_>,
+    mut own: Reservation,
+    mut state: LeaseState,
+    ask: &LeaseAsk,
+) -> Result<LeaseAnswer> {
     let before = Some((own.state, true));
     let told = u32::try_from(ask.done.len()).unwrap_or(u32::MAX);
     if told.saturating_add(ask.keep) > state.calls {
@@ -302,7 +314,12 @@ pub fn leased_end(settlement: &Settlement) -> Option<LeasedEnd> {
     };
     match table::effect(settlement.proof.kind(), State::Held)? {
         Effect::Settle => end(State::Settled, EventKind::Settled, Some(ended::CHARGED), true),
-        Effect::VoidIfAllProven => end(State::Voided, EventKind::Voided, Some(ended::DID_NOT_EXECUTE), true),
+        Effect::VoidIfAllProven => end(
+            State::Voided,
+            EventKind::Voided,
+            Some(ended::DID_NOT_EXECUTE),
+            true,
+        ),
         Effect::VoidForGood => end(State::Voided, EventKind::Voided, Some(ended::DECLINED), true),
         Effect::VoidUnsent => end(State::Voided, EventKind::Voided, Some(ended::NEVER_SENT), false),
         Effect::Doubt => end(State::Unknown, EventKind::Unknown, None, true),
@@ -579,11 +596,7 @@ fn may_cover(scope: &StopScope, key: &KeyRecord) -> bool {
 }
 
 /// A reservation of no money that begins now.
-fn fresh(
-    step: &Step<'_>,
-    facts: Arc<crate::ledger::types::CallFacts>,
-    charges: Vec<Charge>,
-) -> Reservation {
+fn fresh(step: &Step<'_>, facts: Arc<crate::ledger::types::CallFacts>, charges: Vec<Charge>) -> Reservation {
     Reservation {
         facts,
         state: State::Held,

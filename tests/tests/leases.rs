@@ -1,0 +1,622 @@
+//! What a process decides from its leases: never more than the ledger allowed, whatever happens to the process.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use keybrake::audit::{Audit, RowFilter};
+use keybrake::clock::{Clock as _, ManualClock};
+use keybrake::journal::Journal;
+use keybrake::lease::LeasedLedger;
+use keybrake::ledger::sqlite::{SqliteLedger, SqliteOptions};
+use keybrake::ledger::{
+    AdminNote, BudgetDef, BudgetUsage, Event, EventFilter, HoldFilter, IssueKey, KeyRecord, LeaseAnswer,
+    LeaseAsk, Ledger, LedgerInfo, LedgerSecret, MemoryLedger, Proof, Reservation, ReserveAnswer,
+    ReserveRequest, Scope, SettleAnswer, Settlement, State, Stop, StopAnswer, StopScope, TokenHash,
+    VerifyReport, WindowKind,
+};
+use keybrake::{Result, Usd};
+use keybrake_tests::books::{self, NOW_MS};
+use keybrake_tests::fleet::books_agree;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+const TTL_MS: i64 = 200;
+/// After this every lease's deadline has passed.
+const OVER_MS: i64 = 5_000;
+
+/// A ledger that counts what it is asked.
+#[derive(Debug)]
+struct Counted {
+    inner: Arc<dyn Ledger>,
+    reserves: AtomicU32,
+    leases: AtomicU32,
+    /// Answers of `lease` are lost while it is set.
+    deaf: AtomicBool,
+    /// The mutant: a lease that runs out goes back to the budget, as if nothing had been done of what was not told.
+    returns: bool,
+    asks: Mutex<HashMap<String, (LeaseAsk, i64)>>,
+    clock: Arc<ManualClock>,
+}
+
+impl Counted {
+    fn of(inner: Arc<dyn Ledger>, clock: &Arc<ManualClock>, returns: bool) -> Arc<Self> {
+        Arc::new(Self {
+            inner,
+            reserves: AtomicU32::new(0),
+            leases: AtomicU32::new(0),
+            deaf: AtomicBool::new(false),
+            returns,
+            asks: Mutex::new(HashMap::new()),
+            clock: Arc::clone(clock),
+        })
+    }
+
+    /// What the mutant does before anything else is decided.
+    async fn return_what_ran_out(&self) -> Result<()> {
+        let now_ms = self.clock.boot_ms();
+        let run_out: Vec<LeaseAsk> = {
+            let mut asks = self.asks.lock().unwrap();
+            let ids: Vec<String> = asks
+                .iter()
+                .filter(|(_, (ask, at_ms))| now_ms > at_ms + ask.ttl_ms)
+                .map(|(id, _)| id.clone())
+                .collect();
+            ids.iter()
+                .filter_map(|id| asks.remove(id))
+                .map(|(ask, _)| ask)
+                .collect()
+        };
+        for ask in run_out.into_iter().filter(|_| self.returns) {
+            self.inner
+                .lease(LeaseAsk {
+                    number: ask.number + 1,
+                    keep: 0,
+                    wanted: 0,
+                    done: Vec::new(),
+                    ..ask
+                })
+                .await
+                .ok(); // it may have been told since
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Ledger for Counted {
+    async fn info(&self) -> Result<LedgerInfo> {
+        self.inner.info().await
+    }
+    fn secret(&self) -> &LedgerSecret {
+        self.inner.secret()
+    }
+    fn namespace(&self) -> Option<&str> {
+        self.inner.namespace()
+    }
+    async fn issue_key(&self, issue: IssueKey) -> Result<KeyRecord> {
+        self.inner.issue_key(issue).await
+    }
+    async fn key_by_token(&self, token_hash: &TokenHash) -> Result<Option<KeyRecord>> {
+        self.inner.key_by_token(token_hash).await
+    }
+    async fn key(&self, key_id: &str) -> Result<Option<KeyRecord>> {
+        self.inner.key(key_id).await
+    }
+    async fn keys(&self) -> Result<Vec<KeyRecord>> {
+        self.inner.keys().await
+    }
+    async fn revoke(&self, key_id: &str, admin: AdminNote) -> Result<bool> {
+        self.inner.revoke(key_id, admin).await
+    }
+    async fn stop(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
+        self.inner.stop(scope, admin).await
+    }
+    async fn resume(&self, scope: &StopScope, admin: AdminNote) -> Result<bool> {
+        self.inner.resume(scope, admin).await
+    }
+    async fn stops(&self) -> Result<Vec<Stop>> {
+        self.inner.stops().await
+    }
+    async fn reserve(&self, request: ReserveRequest) -> Result<ReserveAnswer> {
+        self.return_what_ran_out().await?;
+        self.reserves.fetch_add(1, Ordering::SeqCst);
+        self.inner.reserve(request).await
+    }
+    async fn settle(&self, settlement: Settlement) -> Result<SettleAnswer> {
+        self.inner.settle(settlement).await
+    }
+    async fn lease(&self, ask: LeaseAsk) -> Result<LeaseAnswer> {
+        self.return_what_ran_out().await?;
+        self.leases.fetch_add(1, Ordering::SeqCst);
+        let answer = self.inner.lease(ask.clone()).await?;
+        let mut asks = self.asks.lock().unwrap();
+        match &answer {
+            LeaseAnswer::Held(_) => asks.insert(ask.id.clone(), (ask, self.clock.boot_ms())),
+            LeaseAnswer::Refused | LeaseAnswer::Over { .. } => asks.remove(&ask.id),
+        };
+        if self.deaf.load(Ordering::SeqCst) {
+            return Err(keybrake::Error::ledger("the answer is lost"));
+        }
+        Ok(answer)
+    }
+    async fn sweep(&self, limit: u32) -> Result<u32> {
+        self.inner.sweep(limit).await
+    }
+    async fn reservation(&self, call_id: &str) -> Result<Option<Reservation>> {
+        self.inner.reservation(call_id).await
+    }
+    async fn holds(&self, filter: HoldFilter) -> Result<Vec<Reservation>> {
+        self.inner.holds(filter).await
+    }
+    async fn usage(&self, key_id: &str) -> Result<Vec<BudgetUsage>> {
+        self.inner.usage(key_id).await
+    }
+    async fn budgets(&self, scope: Option<&Scope>) -> Result<Vec<BudgetUsage>> {
+        self.inner.budgets(scope).await
+    }
+    async fn put_budget(&self, budget: BudgetDef, admin: AdminNote) -> Result<BudgetDef> {
+        self.inner.put_budget(budget, admin).await
+    }
+    async fn events(&self, filter: EventFilter) -> Result<Vec<Event>> {
+        self.inner.events(filter).await
+    }
+    async fn verify(&self) -> Result<VerifyReport> {
+        self.inner.verify().await
+    }
+    async fn accept_clock(&self, admin: AdminNote) -> Result<i64> {
+        self.inner.accept_clock(admin).await
+    }
+    async fn flush(&self) -> Result<()> {
+        self.inner.flush().await
+    }
+}
+
+/// A ledger, a key with so many calls a day, and processes that lease from it.
+struct Fleet {
+    clock: Arc<ManualClock>,
+    ledger: Arc<Counted>,
+    key: KeyRecord,
+    number: AtomicU32,
+}
+
+impl Fleet {
+    async fn new(cap: i64) -> Self {
+        Self::on(|clock| Arc::new(MemoryLedger::new(clock).unwrap()), cap, false).await
+    }
+
+    /// In a file, so that there is something to write down.
+    async fn in_file(dir: &Path, cap: i64) -> Self {
+        let path = dir.join("spend.db");
+        let open = |clock: Arc<ManualClock>| {
+            let ledger =
+                SqliteLedger::open(path.to_str().unwrap(), "default", clock, SqliteOptions::default());
+            Arc::new(ledger.unwrap()) as Arc<dyn Ledger>
+        };
+        Self::on(open, cap, false).await
+    }
+
+    async fn on(open: impl FnOnce(Arc<ManualClock>) -> Arc<dyn Ledger>, cap: i64, returns: bool) -> Self {
+        let clock = Arc::new(ManualClock::at(NOW_MS));
+        let ledger = open(Arc::clone(&clock));
+        let budget = books::calls("vk_1", WindowKind::Day, cap);
+        let key = books::key(&*ledger, "vk_1", &[budget]).await.unwrap();
+        Self {
+            ledger: Counted::of(ledger, &clock, returns),
+            clock,
+            key,
+            number: AtomicU32::new(0),
+        }
+    }
+
+    fn process(&self) -> LeasedLedger {
+        let ledger = Arc::clone(&self.ledger) as Arc<dyn Ledger>;
+        LeasedLedger::new(ledger, self.clock.clone(), TTL_MS, None).by_hand()
+    }
+
+    async fn journaling(&self, dir: &Path) -> LeasedLedger {
+        let journal = Journal::of(&*self.ledger, dir).await.unwrap();
+        let ledger = Arc::clone(&self.ledger) as Arc<dyn Ledger>;
+        LeasedLedger::new(ledger, self.clock.clone(), TTL_MS, journal).by_hand()
+    }
+
+    fn request(&self) -> ReserveRequest {
+        let number = self.number.fetch_add(1, Ordering::SeqCst);
+        books::read(&self.key, &format!("call-{number}"), self.clock.now_ms())
+    }
+
+    /// A call, not ended yet; its id, or why not.
+    async fn call(&self, process: &LeasedLedger) -> Result<String, String> {
+        let granted = books::reserve(process, self.request()).await.unwrap();
+        granted.map(|grant| grant.call_id)
+    }
+
+    /// A call from beginning to end.
+    async fn spend(&self, process: &LeasedLedger) -> Result<String, String> {
+        let id = self.call(process).await?;
+        process.settle(done(&id)).await.unwrap();
+        Ok(id)
+    }
+
+    /// As many calls as it takes to have a lease.
+    async fn warm(&self, process: &LeasedLedger) -> usize {
+        for _ in 0..3 {
+            self.spend(process).await.unwrap();
+        }
+        process.renew().await;
+        3
+    }
+
+    async fn used_and_held(&self) -> (i64, i64) {
+        let usage = self.ledger.usage("vk_1").await.unwrap();
+        let test = usage.iter().find(|budget| !budget.livemode).unwrap();
+        (test.view.used, test.view.held)
+    }
+
+    fn asked(&self) -> (u32, u32) {
+        (
+            self.ledger.reserves.load(Ordering::SeqCst),
+            self.ledger.leases.load(Ordering::SeqCst),
+        )
+    }
+
+    async fn rows(&self) -> Vec<keybrake::audit::AuditRow> {
+        let ledger: &dyn Ledger = &*self.ledger;
+        Audit::new(ledger)
+            .list(RowFilter::default(), 10_000)
+            .await
+            .unwrap()
+    }
+}
+
+fn done(call_id: &str) -> Settlement {
+    books::settlement(call_id, Proof::Charged { actual: Usd::ZERO })
+}
+
+/// The third call of a kind makes a lease worth it; from then on the ledger is asked when the lease is renewed.
+#[tokio::test]
+async fn calls_of_a_kind_are_decided_from_a_lease() {
+    let fleet = Fleet::new(10_000).await;
+    let process = fleet.process();
+    fleet.warm(&process).await;
+    assert_eq!(fleet.asked(), (3, 1));
+    for _ in 0..10 {
+        fleet.spend(&process).await.unwrap();
+    }
+    assert_eq!(fleet.asked(), (3, 1));
+    assert_eq!(fleet.used_and_held().await, (3, 16));
+    process.renew().await;
+    assert_eq!(fleet.asked(), (3, 2));
+    let (used, held) = fleet.used_and_held().await;
+    assert_eq!(
+        (used, held),
+        (13, 32),
+        "it was half empty, so that more is asked for"
+    );
+    let rows = fleet.rows().await;
+    assert_eq!(rows.len(), 13);
+    assert!(rows.iter().all(|row| row.note("state") == Some("settled")));
+    // Nothing was done since: it is given back, with the next round.
+    process.renew().await;
+    assert_eq!(fleet.used_and_held().await, (13, 0));
+    books_agree(&*fleet.ledger).await;
+}
+
+/// A process that was frozen finds its lease's time over by the clock that goes on while it sleeps.
+#[tokio::test]
+async fn a_frozen_holder_spends_nothing_after_its_lease_expired() {
+    let fleet = Fleet::new(160).await;
+    let process = fleet.process();
+    fleet.warm(&process).await;
+    let under_way = fleet.call(&process).await.unwrap();
+    fleet.clock.advance_ms(TTL_MS - 1);
+    fleet.spend(&process).await.unwrap();
+    assert_eq!(fleet.asked(), (3, 1), "to the last millisecond");
+    fleet.clock.advance_ms(1);
+    fleet.spend(&process).await.unwrap();
+    assert_eq!(fleet.asked(), (4, 1), "the ledger is asked");
+
+    // Long enough for others to have what was forfeited counted.
+    fleet.clock.advance_ms(OVER_MS);
+    fleet.ledger.sweep(100).await.unwrap();
+    let (used, held) = fleet.used_and_held().await;
+    assert_eq!((used, held), (3 + 16 + 1, 0));
+    // What it did before is told late, and what is under way can still be settled.
+    process.renew().await;
+    process.settle(done(&under_way)).await.unwrap();
+    assert_eq!(fleet.used_and_held().await, (20, 0));
+    let rows = fleet.rows().await;
+    let late = rows
+        .iter()
+        .filter(|row| row.metadata.contains_key("late"))
+        .count();
+    assert_eq!((rows.len(), late), (6, 2));
+    assert!(
+        rows.iter().all(|row| row.note("state") == Some("settled")),
+        "{rows:#?}"
+    );
+    books_agree(&*fleet.ledger).await;
+}
+
+/// What a killed process wrote down is told by whoever comes next, once its leases are over.
+#[tokio::test]
+async fn a_killed_holders_lease_is_forfeited_and_its_rows_are_told_by_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal_dir = dir.path().join("journal");
+    let fleet = Fleet::in_file(dir.path(), 800).await;
+    let process = fleet.journaling(&journal_dir).await;
+    fleet.warm(&process).await;
+    fleet.spend(&process).await.unwrap();
+    process.renew().await;
+    for _ in 0..4 {
+        fleet.spend(&process).await.unwrap();
+    }
+    let under_way = fleet.call(&process).await.unwrap();
+    // Its end: nothing more is told. (A process that is killed leaves its files unlocked.)
+    drop(process);
+
+    let journal = Journal::of(&*fleet.ledger, &journal_dir).await.unwrap().unwrap();
+    let early = journal.deliver(&*fleet.ledger).await.unwrap();
+    assert_eq!((early.delivered, early.left), (0, 1), "its lease is not over yet");
+    fleet.clock.advance_ms(OVER_MS);
+    fleet.ledger.sweep(100).await.unwrap();
+    let after = fleet.used_and_held().await;
+    assert_eq!(after, (3 + 1 + 8, 0), "all that it had is used");
+    let told = journal.deliver(&*fleet.ledger).await.unwrap();
+    assert!(told.delivered >= 5 && told.left == 0, "{told:?}");
+    assert_eq!(journal.deliver(&*fleet.ledger).await.unwrap().delivered, 0);
+    assert_eq!(fleet.used_and_held().await, after);
+    let rows = fleet.rows().await;
+    let late = rows
+        .iter()
+        .filter(|row| row.metadata.contains_key("late"))
+        .count();
+    assert_eq!((rows.len(), late), (9, 5));
+    let open = rows.iter().find(|row| row.call_id == under_way).unwrap();
+    assert_eq!(open.note("state"), Some("held"));
+    fleet.clock.advance_ms(200_000);
+    fleet.ledger.sweep(100).await.unwrap();
+    let call = fleet.ledger.reservation(&under_way).await.unwrap().unwrap();
+    assert_eq!((call.state, fleet.used_and_held().await), (State::Unknown, after));
+    books_agree(&*fleet.ledger).await;
+}
+
+/// Whatever a vendor answers, the ledger gets it: what a lease cannot judge becomes a hold first.
+#[tokio::test]
+async fn an_end_that_a_lease_cannot_judge_is_the_ledgers() {
+    let fleet = Fleet::new(800).await;
+    let process = fleet.process();
+    fleet.warm(&process).await;
+    let call = fleet.call(&process).await.unwrap();
+    let answer = process
+        .settle(books::settlement(&call, Proof::Accepted))
+        .await
+        .unwrap();
+    assert_eq!(answer.state, State::Pending);
+    let known = fleet.ledger.reservation(&call).await.unwrap().unwrap();
+    assert_eq!(known.state, State::Pending);
+    let unsent = fleet.call(&process).await.unwrap();
+    let answer = process
+        .settle(books::settlement(&unsent, Proof::NeverSent))
+        .await
+        .unwrap();
+    assert_eq!(answer.state, State::Voided);
+    process.give_back().await;
+    assert_eq!(fleet.used_and_held().await, (4, 0));
+    books_agree(&*fleet.ledger).await;
+}
+
+/// Answers of the ledger that are lost neither count twice nor lose a call.
+#[tokio::test]
+async fn a_lost_answer_is_asked_for_again() {
+    let fleet = Fleet::new(8_000).await;
+    let process = fleet.process();
+    fleet.warm(&process).await;
+    for _ in 0..5 {
+        fleet.spend(&process).await.unwrap();
+    }
+    fleet.ledger.deaf.store(true, Ordering::SeqCst);
+    process.renew().await;
+    for _ in 0..5 {
+        fleet.spend(&process).await.unwrap();
+    }
+    process.renew().await;
+    fleet.ledger.deaf.store(false, Ordering::SeqCst);
+    process.give_back().await;
+    assert_eq!(fleet.used_and_held().await, (13, 0));
+    assert_eq!(fleet.rows().await.len(), 13);
+    books_agree(&*fleet.ledger).await;
+}
+
+/// A stop is known with the next renewal at the latest; the ledger refuses by the stop's own name.
+#[tokio::test]
+async fn a_stopped_holder_gives_back_and_is_refused() {
+    let fleet = Fleet::new(800).await;
+    let process = fleet.process();
+    fleet.warm(&process).await;
+    fleet.spend(&process).await.unwrap();
+    let scope = StopScope::Run("run_1".to_owned());
+    let (stopped, ()) = tokio::join!(fleet.ledger.stop(scope, books::admin()), process.renew());
+    stopped.unwrap();
+    process.renew().await;
+    assert_eq!(fleet.call(&process).await, Err("Stopped".to_owned()));
+    assert_eq!(fleet.used_and_held().await, (4, 0));
+}
+
+/// One that leaves the last units of a budget to the ledger, so that they can be spent by anybody.
+#[tokio::test]
+async fn several_holders_spend_a_cap_to_the_last_unit() {
+    const CAP: i64 = 500;
+    let fleet = Fleet::new(CAP).await;
+    let processes: Vec<LeasedLedger> = (0..8).map(|_| fleet.process()).collect();
+    let mut spent = 0;
+    loop {
+        let mut exceeded = 0;
+        for process in &processes {
+            for _ in 0..7 {
+                match fleet.spend(process).await {
+                    Ok(_) => spent += 1,
+                    Err(code) if code == "CapExceeded" => exceeded += 1,
+                    Err(code) => assert_eq!(code, "CapHeld"),
+                }
+            }
+            process.renew().await;
+            fleet.clock.advance_ms(10);
+        }
+        if exceeded == 8 * 7 {
+            break;
+        }
+    }
+    let (reserves, leases) = fleet.asked();
+    println!("{spent} calls: {reserves} asked of the ledger, {leases} steps of leases");
+    assert_eq!((spent, fleet.used_and_held().await), (CAP, (CAP, 0)));
+    books_agree(&*fleet.ledger).await;
+}
+
+/// What may happen to processes and time.
+#[derive(Clone, Debug)]
+enum Happens {
+    /// A process makes so many calls; every third is left under way.
+    Calls(usize, u8),
+    /// What a process has under way ends.
+    Ends(usize, bool),
+    Renews(usize),
+    GivesBack(usize),
+    /// Killed: another takes its place.
+    Dies(usize),
+    Passes(i64),
+    /// The ledger's answers to leases are lost, or heard again.
+    Deaf(bool),
+    Sweep,
+}
+
+fn happenings() -> impl Strategy<Value = Vec<Happens>> {
+    let process = 0..3_usize;
+    let one = prop_oneof![
+        8 => (process.clone(), 1..12_u8).prop_map(|(process, calls)| Happens::Calls(process, calls)),
+        3 => (process.clone(), any::<bool>()).prop_map(|(process, sent)| Happens::Ends(process, sent)),
+        5 => process.clone().prop_map(Happens::Renews),
+        1 => process.clone().prop_map(Happens::GivesBack),
+        1 => process.prop_map(Happens::Dies),
+        4 => prop_oneof![1..150_i64, 150..400_i64, 1_000..4_000_i64].prop_map(Happens::Passes),
+        1 => any::<bool>().prop_map(Happens::Deaf),
+        1 => Just(Happens::Sweep),
+    ];
+    proptest::collection::vec(one, 1..60)
+}
+
+/// Plays a sequence against a cap; says what went wrong.
+async fn play(happenings: &[Happens], returns: bool) -> Result<(), String> {
+    const CAP: i64 = 100;
+    let open = |clock: Arc<ManualClock>| Arc::new(MemoryLedger::new(clock).unwrap()) as Arc<dyn Ledger>;
+    let fleet = Fleet::on(open, CAP, returns).await;
+    let mut processes: Vec<LeasedLedger> = (0..3).map(|_| fleet.process()).collect();
+    let mut under_way: Vec<Vec<String>> = vec![Vec::new(); 3];
+    // Calls that were let through and not certified never to have left.
+    let mut left = 0_i64;
+    for happens in happenings {
+        match happens {
+            Happens::Calls(process, calls) => {
+                for number in 0..*calls {
+                    let Ok(id) = fleet.call(&processes[*process]).await else {
+                        continue;
+                    };
+                    left += 1;
+                    if number % 3 == 2 {
+                        under_way[*process].push(id);
+                    } else {
+                        processes[*process]
+                            .settle(done(&id))
+                            .await
+                            .map_err(|e| e.to_string())?;
+                    }
+                }
+            }
+            Happens::Ends(process, sent) => {
+                for id in std::mem::take(&mut under_way[*process]) {
+                    let settlement = match sent {
+                        true => done(&id),
+                        false => books::settlement(&id, Proof::NeverSent),
+                    };
+                    // While answers are lost, the ledger may not know of the call yet: it stays under way.
+                    match processes[*process].settle(settlement).await {
+                        Ok(_) => left -= i64::from(!sent),
+                        Err(_) => under_way[*process].push(id),
+                    }
+                }
+            }
+            Happens::Renews(process) => processes[*process].renew().await,
+            Happens::GivesBack(process) => processes[*process].give_back().await,
+            Happens::Dies(process) => {
+                processes[*process] = fleet.process();
+                under_way[*process].clear();
+            }
+            Happens::Passes(ms) => fleet.clock.advance_ms(*ms),
+            Happens::Deaf(deaf) => fleet.ledger.deaf.store(*deaf, Ordering::SeqCst),
+            Happens::Sweep => drop(fleet.ledger.sweep(100).await.map_err(|e| e.to_string())?),
+        }
+        if left > CAP {
+            return Err(format!("{left} calls left under a cap of {CAP}"));
+        }
+        let (used, held) = fleet.used_and_held().await;
+        if used + held > CAP || used + held < left {
+            return Err(format!(
+                "{used} used and {held} held of {CAP}, and {left} calls left"
+            ));
+        }
+    }
+    // Everybody gives back; what nobody can give back is forfeited.
+    fleet.ledger.deaf.store(false, Ordering::SeqCst);
+    for process in &processes {
+        process.give_back().await;
+    }
+    fleet.clock.advance_ms(200_000);
+    fleet.ledger.sweep(1_000).await.map_err(|e| e.to_string())?;
+    let (used, held) = fleet.used_and_held().await;
+    if used < left || used > CAP || held != 0 {
+        return Err(format!(
+            "in the end {used} used and {held} held, and {left} calls left"
+        ));
+    }
+    let report = fleet.ledger.verify().await.map_err(|e| e.to_string())?;
+    if !report.differences.is_empty() || !report.chain_ok {
+        return Err(format!("{report:?}"));
+    }
+    Ok(())
+}
+
+fn first_failure(cases: u32, returns: bool) -> Option<String> {
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let outcome = TestRunner::new_with_rng(config, rng).run(&happenings(), |happenings| {
+        let played = runtime.block_on(play(&happenings, returns));
+        played.map_err(TestCaseError::fail)
+    });
+    outcome.err().map(|failure| failure.to_string())
+}
+
+/// Under any interleaving of calls, renewals, lost answers, deaths and time.
+#[test]
+fn leases_never_let_more_through_than_the_cap() {
+    let failure = first_failure(600, false);
+    assert!(failure.is_none(), "{}", failure.unwrap_or_default());
+}
+
+/// A ledger that gives back what a dead process had leased is found out by the same test.
+#[test]
+fn a_ledger_that_returns_leases_which_ran_out_is_caught() {
+    let failure = first_failure(600, true);
+    println!("{}", failure.as_deref().unwrap_or("not caught"));
+    assert!(failure.is_some());
+}
