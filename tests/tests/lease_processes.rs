@@ -93,7 +93,7 @@ async fn with_cap(fleet: &Fleet, cap: i64) -> RedisLedger {
 /// Eight processes spend a cap to the last call, with a fraction of the round trips.
 #[tokio::test]
 async fn eight_processes_spend_exactly_the_cap_from_leases() {
-    const CAP: i64 = 16_000;
+    const CAP: i64 = 6_000;
     let fleet = Fleet::start(Persistence::None);
     let journal = tempfile::tempdir().unwrap();
     let ledger = with_cap(&fleet, CAP).await;
@@ -139,7 +139,7 @@ fn fcalls(line: &str) -> Option<i64> {
 /// Four of eight are killed: what they had is forfeited, and nobody spends it again.
 #[tokio::test]
 async fn scenario_20_killed_holders_push_nothing_over_the_cap() {
-    const CAP: i64 = 12_000;
+    const CAP: i64 = 6_000;
     let seed = u64::try_from(SystemClock.now_ms()).unwrap();
     println!("seed {seed}");
     let mut chance = Chance::new(seed);
@@ -152,7 +152,7 @@ async fn scenario_20_killed_holders_push_nothing_over_the_cap() {
     let killed: Vec<JoinHandle<Vec<String>>> = doomed
         .into_iter()
         .map(|worker| {
-            let calls = 100 + chance.below(900);
+            let calls = 50 + chance.below(350);
             std::thread::spawn(move || worker.kill_after(calls))
         })
         .collect();

@@ -14,9 +14,9 @@ use keybrake::lease::LeasedLedger;
 use keybrake::ledger::sqlite::{SqliteLedger, SqliteOptions};
 use keybrake::ledger::{
     AdminNote, BudgetDef, BudgetUsage, Event, EventFilter, HoldFilter, IssueKey, KeyRecord, LeaseAnswer,
-    LeaseAsk, Ledger, LedgerInfo, LedgerSecret, MemoryLedger, Proof, Reservation, ReserveAnswer,
-    ReserveRequest, Scope, SettleAnswer, Settlement, State, Stop, StopAnswer, StopScope, TokenHash,
-    VerifyReport, WindowKind,
+    LeaseAsk, Ledger, LedgerInfo, LedgerSecret, MemoryLedger, Proof, Reasserted, Reassertion, Reservation,
+    ReserveAnswer, ReserveRequest, Scope, SettleAnswer, Settlement, State, Stop, StopAnswer, StopScope,
+    TokenHash, VerifyReport, WindowKind,
 };
 use keybrake::{Result, Usd};
 use keybrake_tests::books::{self, NOW_MS};
@@ -128,6 +128,9 @@ impl Ledger for Counted {
     }
     async fn settle(&self, settlement: Settlement) -> Result<SettleAnswer> {
         self.inner.settle(settlement).await
+    }
+    async fn reassert(&self, reassertion: Reassertion) -> Result<Reasserted> {
+        self.inner.reassert(reassertion).await
     }
     async fn lease(&self, ask: LeaseAsk) -> Result<LeaseAnswer> {
         self.return_what_ran_out().await?;
@@ -476,88 +479,101 @@ async fn several_holders_spend_a_cap_to_the_last_unit() {
     books_agree(&*fleet.ledger).await;
 }
 
-/// What may happen to processes and time.
+/// What may happen to a process, or to time.
 #[derive(Clone, Debug)]
 enum Happens {
-    /// A process makes so many calls; every third is left under way.
-    Calls(usize, u8),
-    /// What a process has under way ends.
-    Ends(usize, bool),
-    Renews(usize),
-    GivesBack(usize),
+    /// It makes so many calls; every third is left under way.
+    Calls(u8),
+    /// What it has under way ends, sent or not.
+    Ends(bool),
+    Renews,
+    GivesBack,
     /// Killed: another takes its place.
-    Dies(usize),
+    Dies,
     Passes(i64),
     /// The ledger's answers to leases are lost, or heard again.
     Deaf(bool),
     Sweep,
 }
 
-fn happenings() -> impl Strategy<Value = Vec<Happens>> {
-    let process = 0..3_usize;
+fn happenings() -> impl Strategy<Value = Vec<(usize, Happens)>> {
     let one = prop_oneof![
-        8 => (process.clone(), 1..12_u8).prop_map(|(process, calls)| Happens::Calls(process, calls)),
-        3 => (process.clone(), any::<bool>()).prop_map(|(process, sent)| Happens::Ends(process, sent)),
-        5 => process.clone().prop_map(Happens::Renews),
-        1 => process.clone().prop_map(Happens::GivesBack),
-        1 => process.prop_map(Happens::Dies),
+        8 => (1..12_u8).prop_map(Happens::Calls),
+        3 => any::<bool>().prop_map(Happens::Ends),
+        5 => Just(Happens::Renews),
+        1 => Just(Happens::GivesBack),
+        1 => Just(Happens::Dies),
         4 => prop_oneof![1..150_i64, 150..400_i64, 1_000..4_000_i64].prop_map(Happens::Passes),
         1 => any::<bool>().prop_map(Happens::Deaf),
         1 => Just(Happens::Sweep),
     ];
-    proptest::collection::vec(one, 1..60)
+    proptest::collection::vec((0..3_usize, one), 1..60)
+}
+
+/// Lets it happen to a process with these calls under way; answers by how many more calls left, or fewer.
+async fn happen(
+    fleet: &Fleet,
+    (process, under_way): &mut (LeasedLedger, Vec<String>),
+    happens: &Happens,
+) -> Result<i64> {
+    let mut left = 0;
+    match happens {
+        Happens::Calls(calls) => {
+            for number in 0..*calls {
+                let Ok(id) = fleet.call(process).await else {
+                    continue;
+                };
+                left += 1;
+                if number % 3 == 2 {
+                    under_way.push(id);
+                } else {
+                    process.settle(done(&id)).await?;
+                }
+            }
+        }
+        Happens::Ends(sent) => {
+            for id in std::mem::take(under_way) {
+                let settlement = if *sent {
+                    done(&id)
+                } else {
+                    books::settlement(&id, Proof::NeverSent)
+                };
+                // While answers are lost, the ledger may not know of the call yet: it stays under way.
+                match process.settle(settlement).await {
+                    Ok(_) => left -= i64::from(!sent),
+                    Err(_) => under_way.push(id),
+                }
+            }
+        }
+        Happens::Renews => process.renew().await,
+        Happens::GivesBack => process.give_back().await,
+        Happens::Dies => {
+            *process = fleet.process();
+            under_way.clear();
+        }
+        Happens::Passes(ms) => fleet.clock.advance_ms(*ms),
+        Happens::Deaf(deaf) => fleet.ledger.deaf.store(*deaf, Ordering::SeqCst),
+        Happens::Sweep => drop(fleet.ledger.sweep(100).await?),
+    }
+    Ok(left)
 }
 
 /// Plays a sequence against a cap; says what went wrong.
-async fn play(happenings: &[Happens], returns: bool) -> Result<(), String> {
+async fn play(happenings: &[(usize, Happens)], returns: bool) -> Result<(), String> {
     const CAP: i64 = 100;
     let open = |clock: Arc<ManualClock>| Arc::new(MemoryLedger::new(clock).unwrap()) as Arc<dyn Ledger>;
     let fleet = Fleet::on(open, CAP, returns).await;
-    let mut processes: Vec<LeasedLedger> = (0..3).map(|_| fleet.process()).collect();
-    let mut under_way: Vec<Vec<String>> = vec![Vec::new(); 3];
+    let mut processes: Vec<(LeasedLedger, Vec<String>)> =
+        (0..3).map(|_| (fleet.process(), Vec::new())).collect();
     // Calls that were let through and not certified never to have left.
     let mut left = 0_i64;
-    for happens in happenings {
-        match happens {
-            Happens::Calls(process, calls) => {
-                for number in 0..*calls {
-                    let Ok(id) = fleet.call(&processes[*process]).await else {
-                        continue;
-                    };
-                    left += 1;
-                    if number % 3 == 2 {
-                        under_way[*process].push(id);
-                    } else {
-                        processes[*process]
-                            .settle(done(&id))
-                            .await
-                            .map_err(|e| e.to_string())?;
-                    }
-                }
-            }
-            Happens::Ends(process, sent) => {
-                for id in std::mem::take(&mut under_way[*process]) {
-                    let settlement = match sent {
-                        true => done(&id),
-                        false => books::settlement(&id, Proof::NeverSent),
-                    };
-                    // While answers are lost, the ledger may not know of the call yet: it stays under way.
-                    match processes[*process].settle(settlement).await {
-                        Ok(_) => left -= i64::from(!sent),
-                        Err(_) => under_way[*process].push(id),
-                    }
-                }
-            }
-            Happens::Renews(process) => processes[*process].renew().await,
-            Happens::GivesBack(process) => processes[*process].give_back().await,
-            Happens::Dies(process) => {
-                processes[*process] = fleet.process();
-                under_way[*process].clear();
-            }
-            Happens::Passes(ms) => fleet.clock.advance_ms(*ms),
-            Happens::Deaf(deaf) => fleet.ledger.deaf.store(*deaf, Ordering::SeqCst),
-            Happens::Sweep => drop(fleet.ledger.sweep(100).await.map_err(|e| e.to_string())?),
-        }
+    for (number, happens) in happenings {
+        let Some(process) = processes.get_mut(*number) else {
+            continue;
+        };
+        left += happen(&fleet, process, happens)
+            .await
+            .map_err(|e| e.to_string())?;
         if left > CAP {
             return Err(format!("{left} calls left under a cap of {CAP}"));
         }
@@ -570,7 +586,7 @@ async fn play(happenings: &[Happens], returns: bool) -> Result<(), String> {
     }
     // Everybody gives back; what nobody can give back is forfeited.
     fleet.ledger.deaf.store(false, Ordering::SeqCst);
-    for process in &processes {
+    for (process, _) in &processes {
         process.give_back().await;
     }
     fleet.clock.advance_ms(200_000);

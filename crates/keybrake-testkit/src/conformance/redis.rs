@@ -8,9 +8,9 @@ use keybrake::Result;
 use keybrake::clock::{Clock as _, ManualClock};
 use keybrake::ledger::redis::RedisLedger;
 use keybrake::ledger::{
-    AdminNote, BudgetDef, BudgetUsage, Event, EventFilter, HoldFilter, IssueKey, KeyRecord, LeaseAnswer, LeaseAsk, Ledger,
-    LedgerInfo, LedgerSecret, Reasserted, Reassertion, Reservation, ReserveAnswer, ReserveRequest, Scope,
-    SettleAnswer, Settlement, Stop, StopAnswer, StopScope, TokenHash, VerifyReport,
+    AdminNote, BudgetDef, BudgetUsage, Event, EventFilter, HoldFilter, IssueKey, KeyRecord, LeaseAnswer,
+    LeaseAsk, Ledger, LedgerInfo, LedgerSecret, Reasserted, Reassertion, Reservation, ReserveAnswer,
+    ReserveRequest, Scope, SettleAnswer, Settlement, Stop, StopAnswer, StopScope, TokenHash, VerifyReport,
 };
 
 use super::{Fresh, Opened};

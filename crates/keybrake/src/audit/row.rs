@@ -107,6 +107,7 @@ impl AuditRow {
 pub(super) fn begins(event: &Event) -> bool {
     match event.kind {
         EventKind::Reserved | EventKind::Denied | EventKind::Replayed => true,
+        EventKind::Reasserted => event.body.begins,
         EventKind::Leased | EventKind::Admin => false,
         _ => event.body.lease.is_some(),
     }
@@ -171,7 +172,6 @@ impl Fold {
         let verdict = match event.kind {
             EventKind::Denied => "denied",
             EventKind::Replayed => "replayed",
-            EventKind::Reasserted if event.body.begins => "allowed",
             _ if begins(event) => "allowed",
             _ => return Ok(None),
         };

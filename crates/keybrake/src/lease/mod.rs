@@ -24,8 +24,9 @@ use crate::error::{Error, Result};
 use crate::journal::Journal;
 use crate::ledger::{
     self, AdminNote, BudgetDef, BudgetUsage, Event, EventFilter, HoldFilter, IssueKey, KeyRecord,
-    LeaseAnswer, LeaseAsk, Ledger, LedgerCheck, LedgerInfo, LedgerSecret, Reservation, ReserveAnswer,
-    ReserveRequest, Scope, SettleAnswer, Settlement, Stop, StopAnswer, StopScope, TokenHash, VerifyReport,
+    LeaseAnswer, LeaseAsk, Ledger, LedgerCheck, LedgerInfo, LedgerSecret, Reasserted, Reassertion,
+    Reservation, ReserveAnswer, ReserveRequest, Scope, SettleAnswer, Settlement, Stop, StopAnswer, StopScope,
+    TokenHash, VerifyReport,
 };
 
 /// Opens the ledger of a URL as [`ledger::open`] does; with `lease_ms` in it, one that decides from leases.
@@ -214,6 +215,10 @@ impl Ledger for LeasedLedger {
             Some(answer) => Ok(answer),
             None => self.inner.settle(settlement).await,
         }
+    }
+
+    async fn reassert(&self, reassertion: Reassertion) -> Result<Reasserted> {
+        self.inner.reassert(reassertion).await
     }
 
     async fn lease(&self, ask: LeaseAsk) -> Result<LeaseAnswer> {

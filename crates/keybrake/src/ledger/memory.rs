@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 
 use super::events::{Event, EventFilter};
-use super::reassertion::{Reasserted, Reassertion};
 use super::lease::{self, Before, LeaseAnswer, LeaseAsk};
+use super::reassertion::{Reasserted, Reassertion};
 use super::rules::{self, ClockGuard, Flood};
 use super::store::Store;
 use super::types::{

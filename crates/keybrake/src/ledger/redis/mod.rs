@@ -41,8 +41,8 @@ use self::step::{Kind, Own};
 use self::url::Place;
 use super::Ledger;
 use super::events::{Event, EventFilter};
-use super::reassertion::{Reasserted, Reassertion};
 use super::lease::{self, Before, LeaseAnswer, LeaseAsk};
+use super::reassertion::{Reasserted, Reassertion};
 use super::rules;
 use super::store::Store as _;
 use super::types::{

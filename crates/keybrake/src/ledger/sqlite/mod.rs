@@ -38,8 +38,8 @@ use self::time::LedgerClock;
 use self::writer::{Work, stopped};
 use super::Ledger;
 use super::events::{Event, EventFilter};
-use super::reassertion::{Reasserted, Reassertion};
 use super::lease::{self, Before, LeaseAnswer, LeaseAsk};
+use super::reassertion::{Reasserted, Reassertion};
 use super::rules::{self, Flood};
 use super::store::Store as _;
 use super::types::{
