@@ -105,12 +105,7 @@ async fn eight_processes_spend_exactly_the_cap_from_leases() {
     let said: Vec<String> = workers.into_iter().flat_map(Reader::finish).collect();
     let took = begun.elapsed();
     let stats = fleet.server.command(&["INFO", "commandstats"]).unwrap();
-    let steps: i64 = stats
-        .text()
-        .unwrap()
-        .lines()
-        .filter_map(|line| fcalls(line))
-        .sum();
+    let steps: i64 = stats.text().unwrap().lines().filter_map(fcalls).sum();
     println!(
         "{CAP} calls of 8 processes in {took:?}: {} round trips for 1,000 calls",
         steps * 1_000 / CAP

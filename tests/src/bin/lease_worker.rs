@@ -2,11 +2,6 @@
 //!
 //! `lease_worker URL JOURNAL KEY` says `ready`, waits for a line, and then says `granted ID MS` for each call that it may
 //! make, where MS is this machine's uptime when it asked; in the end `denied CODE` and, when everything is told, `end`.
-#![expect(
-    clippy::disallowed_methods,
-    reason = "a program for tests, which waits in real time"
-)]
-
 use std::io::{BufRead as _, Write as _};
 use std::path::Path;
 use std::sync::Arc;
