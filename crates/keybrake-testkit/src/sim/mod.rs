@@ -8,6 +8,7 @@
 //! | `store`, `lua` | a Redis server's data, and its functions |
 //! | `process`, `client` | a process, and a governed call in it |
 //! | `vendor` | idempotency keys, declines, late and broken answers, the journal |
+//! | `alone` | one server that nothing goes wrong with, in a time that a test sets |
 //! | `books` | what must be true after every step |
 //! | `mutants` | broken ledgers that must be caught |
 #![expect(
@@ -19,6 +20,7 @@
     reason = "a simulation fails by panicking, like any test"
 )]
 
+mod alone;
 mod books;
 mod client;
 mod lua;
@@ -30,5 +32,6 @@ pub mod store;
 mod vendor;
 mod world;
 
+pub use alone::{Alone, Asked};
 pub use mutants::Mutant;
 pub use run::{Options, Outcome, run};

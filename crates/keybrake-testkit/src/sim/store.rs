@@ -112,6 +112,11 @@ impl Store {
             .collect()
     }
 
+    /// For how long a key is still kept, in milliseconds; `None` for ever, or when there is no such key.
+    pub(super) fn kept_for_ms(&self, key: &str, now_ms: i64) -> Option<i64> {
+        self.expires_ms.get(key).map(|at_ms| at_ms - now_ms)
+    }
+
     /// Names and values of a hash.
     pub(super) fn hash(&self, key: &str) -> Vec<(String, String)> {
         match self.keys.get(key) {

@@ -56,8 +56,9 @@ impl Weather {
     }
 }
 
-struct Node {
-    data: Shared,
+#[derive(Default)]
+pub(super) struct Node {
+    pub(super) data: Shared,
     text: Option<(String, String)>,
     library: Option<Library>,
     run: u64,
@@ -365,7 +366,7 @@ impl Node {
         format!("{digits:016x}{:024x}", self.run)
     }
 
-    fn command(&mut self, words: &[String], mutant: Option<Mutant>) -> Reply {
+    pub(super) fn command(&mut self, words: &[String], mutant: Option<Mutant>) -> Reply {
         let words_of: Vec<&str> = words.iter().take(3).map(String::as_str).collect();
         match words_of.as_slice() {
             ["FCALL", name, count] => {
@@ -465,13 +466,7 @@ type Outcome = Result<Reply, std::io::ErrorKind>;
 #[async_trait]
 impl Connection for Line {
     async fn send(&self, command: &Cmd) -> RedisResult<Value> {
-        let words: Vec<String> = command
-            .args_iter()
-            .map(|arg| match arg {
-                redis::Arg::Simple(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-                _ => "0".to_owned(),
-            })
-            .collect();
+        let words = words(command);
         if self.reliable {
             return self.arrives(&words).map_or_else(|kind| Err(io(kind)), value);
         }
@@ -535,8 +530,19 @@ impl Line {
     }
 }
 
+/// A command as the server reads it.
+pub(super) fn words(command: &Cmd) -> Vec<String> {
+    command
+        .args_iter()
+        .map(|arg| match arg {
+            redis::Arg::Simple(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+            _ => "0".to_owned(),
+        })
+        .collect()
+}
+
 /// A reply as the client's library has it.
-fn value(reply: Reply) -> RedisResult<Value> {
+pub(super) fn value(reply: Reply) -> RedisResult<Value> {
     Ok(match reply {
         Reply::Nil => Value::Nil,
         Reply::Int(number) => Value::Int(number),

@@ -223,6 +223,9 @@ pub struct Reservation {
     /// Call ids of the attempts after the first, in order: the calls that joined.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub joined_by: Vec<String>,
+    /// Other identities that point at it: under which it came, or was joined.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
     /// Attempts proven not to have executed, by number.
     pub not_executed: Vec<u32>,
     /// Settlements recorded: (attempt, proof kind).

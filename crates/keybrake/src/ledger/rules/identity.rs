@@ -13,6 +13,9 @@ use crate::policy::{Code, Denial, ExistingCall};
 /// An attempt may be repeated under its vendor key for so long after the first send: 23 hours.
 const RESEND_MS: i64 = 23 * 60 * 60 * 1_000;
 
+/// Within this time after it was reserved, a call's pointers last for as long as its identity, and a day more.
+const HOUR_MS: i64 = 60 * 60 * 1_000;
+
 /// How a reservation ended, in a word, where the identity has to know.
 pub(super) mod ended {
     pub(in super::super) const CHARGED: &str = "charged";
@@ -355,7 +358,7 @@ pub(super) fn point(
     }
     if let Some(id) = caller_key_pointer(reserved_as, facts) {
         let calls = step.store.pointer(&id)?.unwrap_or_default();
-        add_caller_key(step, &id, calls, (facts, came_as.remember_ms))?;
+        add_caller_key(step, &id, calls, (facts, until_ms))?;
     }
     Ok(())
 }
@@ -366,21 +369,22 @@ pub(super) fn find_again(step: &mut Step<'_>, call: &Reservation, found_by: &[St
     let Some(own) = &call.identity else {
         return Ok(false);
     };
+    let until_ms = pointed_until_ms(step, call.state, own.remember_ms);
     let mut changed = false;
     for id in std::iter::once(&own.id).chain(found_by) {
-        changed |= find_by(step, call, id, own.remember_ms)?;
+        changed |= find_by(step, call, id, until_ms)?;
     }
     if let Some(id) = caller_key_pointer(own, &call.facts) {
         let calls = step.store.pointer(&id)?.unwrap_or_default();
         if !calls.call_ids.contains(&call.facts.call_id) {
-            add_caller_key(step, &id, calls, (&call.facts, own.remember_ms))?;
+            add_caller_key(step, &id, calls, (&call.facts, until_ms))?;
             changed = true;
         }
     }
     Ok(changed)
 }
 
-fn find_by(step: &mut Step<'_>, call: &Reservation, id: &str, remember_ms: i64) -> Result<bool> {
+fn find_by(step: &mut Step<'_>, call: &Reservation, id: &str, until_ms: i64) -> Result<bool> {
     let call_id = &call.facts.call_id;
     let standing = step.store.pointer(id)?;
     if let Some(other_id) = standing.as_ref().and_then(|pointer| pointer.call_ids.last()) {
@@ -392,7 +396,7 @@ fn find_by(step: &mut Step<'_>, call: &Reservation, id: &str, remember_ms: i64) 
     }
     let pointer = Pointer {
         call_ids: vec![call_id.clone()],
-        until_ms: step.now_ms.saturating_add(remember_ms),
+        until_ms,
     };
     step.store.put_pointer(id, pointer)?;
     Ok(true)
@@ -402,26 +406,89 @@ fn add_caller_key(
     step: &mut Step<'_>,
     id: &str,
     mut calls: Pointer,
-    (facts, remember_ms): (&CallFacts, i64),
+    (facts, until_ms): (&CallFacts, i64),
 ) -> Result<()> {
     if calls.call_ids.len() >= CALLS_PER_CALLER_KEY {
         calls.call_ids.remove(0);
     }
     calls.call_ids.push(facts.call_id.clone());
-    calls.until_ms = step.now_ms.saturating_add(remember_ms);
+    calls.until_ms = until_ms;
     step.store.put_pointer(id, calls)
 }
 
 /// Lets an identity that joined another's unknown call follow it from now on.
-pub(super) fn follow(step: &mut Step<'_>, ask: &IdentityAsk, joined: &Reservation) -> Result<()> {
+pub(super) fn follow(step: &mut Step<'_>, ask: &IdentityAsk, joined: &mut Reservation) -> Result<()> {
     if joined.identity.as_ref().is_some_and(|own| own.id == ask.id) {
         return Ok(());
     }
     let pointer = Pointer {
         call_ids: vec![joined.facts.call_id.clone()],
-        until_ms: step.now_ms.saturating_add(ask.remember_ms),
+        until_ms: pointed_until_ms(step, joined.state, ask.remember_ms),
     };
+    add_aliases(joined, std::slice::from_ref(&ask.id));
     step.store.put_pointer(&ask.id, pointer)
+}
+
+/// Notes the identities that point at a call besides its own.
+pub(super) fn add_aliases(call: &mut Reservation, found_by: &[String]) {
+    for id in found_by {
+        let own = call.identity.as_ref().is_some_and(|own| own.id == *id);
+        if !own && !call.aliases.contains(id) {
+            call.aliases.push(id.clone());
+        }
+    }
+}
+
+/// The identity under which a call came, when it is reserved under another.
+pub(super) fn alias(came_as: Option<&IdentityAsk>, reserved_as: Option<&IdentityAsk>) -> Vec<String> {
+    let came_as = came_as.filter(|ask| reserved_as.is_some_and(|own| own.id != ask.id));
+    came_as.map(|ask| ask.id.clone()).into_iter().collect()
+}
+
+/// Whether a call in this state may be open for longer than any pointer to it that has an end.
+const fn outlasts_its_hold(state: State) -> bool {
+    matches!(state, State::Unknown | State::Pending)
+}
+
+/// Until when a call in this state is pointed at from now on.
+const fn pointed_until_ms(step: &Step<'_>, state: State, remember_ms: i64) -> i64 {
+    if outlasts_its_hold(state) {
+        i64::MAX
+    } else {
+        step.now_ms.saturating_add(remember_ms)
+    }
+}
+
+/// Keeps the pointers to a call for as long as it may be asked about: without an end while its outcome is open, and
+/// from its end on for as long as the identity is remembered. Else a repeat would be a new spend. A hold that ends in
+/// the hour it was taken in has pointers that last already, so that the usual call writes none.
+pub(super) fn keep(step: &mut Step<'_>, before: Option<State>, call: &Reservation) -> Result<()> {
+    let (Some(own), Some(before)) = (&call.identity, before) else {
+        return Ok(());
+    };
+    let open = outlasts_its_hold(call.state);
+    let age_ms = call.changed_at_ms.saturating_sub(call.reserved_at_ms);
+    let lasts = outlasts_its_hold(before) == open && (open || age_ms <= HOUR_MS);
+    if call.state == State::Held || lasts {
+        return Ok(());
+    }
+    let until_ms = if open {
+        i64::MAX
+    } else {
+        call.changed_at_ms.saturating_add(own.remember_ms)
+    };
+    let caller_key = caller_key_pointer(own, &call.facts);
+    for id in call.aliases.iter().chain([&own.id]).chain(&caller_key) {
+        let mut pointer = step.store.pointer(id)?.unwrap_or_default();
+        match pointer.call_ids.last() {
+            Some(newest) if *newest != call.facts.call_id => continue,
+            Some(_) => {}
+            None => pointer.call_ids.push(call.facts.call_id.clone()),
+        }
+        pointer.until_ms = until_ms;
+        step.store.put_pointer(id, pointer)?;
+    }
+    Ok(())
 }
 
 fn existing(earlier: &Reservation, differing: Vec<String>) -> ExistingCall {

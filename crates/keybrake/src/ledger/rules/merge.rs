@@ -17,6 +17,7 @@ pub(super) fn merge(there: &Reservation, claimed: &Reservation) -> Reservation {
     merged.object = there.object.clone().or_else(|| claimed.object.clone());
     merged.attempts = there.attempts.max(claimed.attempts);
     merged.joined_by = union(&there.joined_by, &claimed.joined_by);
+    merged.aliases = union(&there.aliases, &claimed.aliases);
     let joined = u32::try_from(merged.joined_by.len()).unwrap_or(u32::MAX);
     merged.attempts = merged.attempts.max(joined.saturating_add(1));
     merged.not_executed = union(&there.not_executed, &claimed.not_executed);

@@ -196,10 +196,11 @@ fn stop(step: &mut Step<'_>, asserted: &StopAssertion) -> Result<bool> {
 fn call(step: &mut Step<'_>, asserted: &CallAssertion) -> Result<bool> {
     let call_id = &asserted.call.facts.call_id;
     let there = step.store.reservation(call_id)?;
-    let merged = match &there {
+    let mut merged = match &there {
         Some(there) => merge(there, &asserted.call),
         None => asserted.call.clone(),
     };
+    identity::add_aliases(&mut merged, &asserted.found_by);
     let same = there.as_ref() == Some(&merged);
     let found = identity::find_again(step, &merged, &asserted.found_by)?;
     let seen = expose(step, there.as_ref(), &merged, asserted)?;

@@ -204,7 +204,7 @@ fn join(step: &mut Step<'_>, request: &ReserveRequest, mut earlier: Reservation)
         earlier.not_after_ms = earlier.not_after_ms.max(until_ms);
         earlier.changed_at_ms = step.now_ms;
         if let Some(ask) = &request.identity {
-            identity::follow(step, ask, &earlier)?;
+            identity::follow(step, ask, &mut earlier)?;
         }
         let body = EventBody {
             facts: Some(Arc::clone(&request.facts)),
@@ -290,6 +290,7 @@ fn hold(
     }
     let mut deltas = Vec::with_capacity(planned.len());
     let (charges, tightest) = charge::take(step, planned, &mut deltas)?;
+    let aliases = identity::alias(request.identity.as_deref(), plan.identity.as_deref());
     let reservation = Reservation {
         facts: Arc::clone(&request.facts),
         state: State::Held,
@@ -304,6 +305,7 @@ fn hold(
         object: ask.raise.as_ref().map(|raise| raise.object.clone()),
         attempts: 1,
         joined_by: Vec::new(),
+        aliases,
         not_executed: Vec::new(),
         applied: Vec::new(),
         reserved_at_ms: step.now_ms,

@@ -235,6 +235,7 @@ fn tombstone(step: &mut Step<'_>, settlement: &Settlement) -> Result<SettleAnswe
         object: None,
         attempts: 1,
         joined_by: Vec::new(),
+        aliases: Vec::new(),
         not_executed: vec![settlement.attempt],
         applied: vec![(settlement.attempt, settlement.proof.kind().to_owned())],
         reserved_at_ms: step.now_ms,

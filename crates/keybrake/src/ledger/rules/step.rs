@@ -122,7 +122,7 @@ impl<'a> Step<'a> {
     }
 
     /// Writes a reservation that is new or has changed, and what hangs on its state: the count of open holds,
-    /// and the list of unknown calls with the same content.
+    /// the list of unknown calls with the same content, and for how long its identity is remembered.
     pub(super) fn save(&mut self, before: Option<(State, bool)>, reservation: Reservation) -> Result<()> {
         let (old_state, was_open) = before.map_or((None, false), |(state, open)| (Some(state), open));
         let open = reservation.holds_something();
@@ -134,6 +134,7 @@ impl<'a> Step<'a> {
         if unknown != was_unknown {
             self.note_unknown(&reservation, unknown)?;
         }
+        super::identity::keep(self, old_state, &reservation)?;
         if reservation.state == State::Held {
             self.meta.next_deadline_ms = self.meta.next_deadline_ms.min(reservation.not_after_ms);
         }

@@ -1,0 +1,165 @@
+//! The Redis ledger over hours and days, on a server whose time the test sets.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::sync::Arc;
+
+use keybrake::Usd;
+use keybrake::ledger::redis::RedisLedger;
+use keybrake::ledger::{
+    HoldFilter, IdentityAsk, IdentityKind, KeyRecord, Ledger, Proof, ReserveRequest, State,
+};
+use keybrake_testkit::sim::Alone;
+use keybrake_tests::books::{self, DAY_MS, DOLLAR, NOW_MS};
+
+const HOUR_MS: i64 = 3_600_000;
+
+/// A key that is good for a day; all of them draw on one budget.
+async fn key(ledger: &RedisLedger, id: &str) -> KeyRecord {
+    books::key(ledger, id, &[books::lifetime("a", 100 * DOLLAR)])
+        .await
+        .unwrap()
+}
+
+/// A call that is known by its content alone, for a day.
+fn by_content(key: &KeyRecord, call_id: &str, content: &str) -> ReserveRequest {
+    let mut call = books::call(key, call_id, DOLLAR);
+    let mut ask = IdentityAsk::clone(call.identity.as_ref().unwrap());
+    ask.kind = IdentityKind::Content;
+    ask.id = format!("identity-of-{content}");
+    content.clone_into(&mut ask.content_id);
+    ask.remember_ms = DAY_MS;
+    call.identity = Some(Arc::new(ask));
+    call
+}
+
+fn no_proof(call_id: &str) -> keybrake::ledger::Settlement {
+    let reason = "timeout".to_owned();
+    books::settlement(call_id, Proof::NoProof { reason })
+}
+
+async fn repeat(ledger: &RedisLedger, request: ReserveRequest) -> String {
+    match books::reserve(ledger, request).await.unwrap() {
+        Ok(grant) => format!(
+            "granted generation {}, joined: {}",
+            grant.generation, grant.joined
+        ),
+        Err(code) => code,
+    }
+}
+
+/// Its time is over after a day, but not while nobody knows what became of it.
+#[tokio::test]
+async fn an_open_calls_identity_has_no_end() {
+    let server = Alone::at(NOW_MS);
+    let ledger = server.open(1_000).await;
+    let first = key(&ledger, "vk_1").await;
+    for name in ["timed out", "accepted", "silent"] {
+        let call = by_content(&first, name, name);
+        books::reserve(&ledger, call).await.unwrap().unwrap();
+    }
+    ledger.settle(no_proof("timed out")).await.unwrap();
+    let accepted = books::settlement("accepted", Proof::Accepted);
+    ledger.settle(accepted).await.unwrap();
+    // Of the third nobody hears anything, and nobody asks for days.
+    server.advance_ms(49 * HOUR_MS);
+    let other = server.open(1_000).await;
+    let second = key(&other, "vk_2").await;
+    for name in ["timed out", "silent"] {
+        let call = by_content(&second, &format!("{name} again"), name);
+        assert_eq!(repeat(&other, call).await, "OutcomeUnknown", "{name}");
+    }
+    let call = by_content(&second, "accepted again", "accepted");
+    assert_eq!(repeat(&other, call).await, "AlreadyDone");
+    assert_eq!(other.holds(HoldFilter::default()).await.unwrap().len(), 3);
+}
+
+/// From its end on it is remembered for as long as it says, then its pointer goes, and with it the call.
+#[tokio::test]
+async fn an_identity_is_remembered_from_the_end_of_its_call() {
+    let server = Alone::at(NOW_MS);
+    let ledger = server.open(1_000).await;
+    let first = key(&ledger, "vk_1").await;
+    books::reserve(&ledger, by_content(&first, "one", "one"))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(server.kept_for_ms("p:identity-of-one"), Some(2 * DAY_MS));
+    ledger.settle(no_proof("one")).await.unwrap();
+    assert!(server.has("p:identity-of-one"));
+    assert_eq!(server.kept_for_ms("p:identity-of-one"), None, "without an end");
+    server.advance_ms(40 * DAY_MS);
+    // Another process settles it: what it does not know of the identity it is told.
+    let other = server.open(1_000).await;
+    other.settle(books::charged("one", DOLLAR)).await.unwrap();
+    assert_eq!(server.kept_for_ms("p:identity-of-one"), Some(2 * DAY_MS));
+    let second = key(&other, "vk_2").await;
+    server.advance_ms(DAY_MS - 1);
+    assert_eq!(
+        repeat(&other, by_content(&second, "again", "one")).await,
+        "AlreadyDone"
+    );
+    server.advance_ms(DAY_MS + 2);
+    assert!(!server.has("p:identity-of-one"));
+    assert!(server.has("r:one"));
+    let third = key(&other, "vk_3").await;
+    assert!(
+        repeat(&other, by_content(&third, "later", "one"))
+            .await
+            .starts_with("granted")
+    );
+    server.advance_ms(40 * DAY_MS);
+    assert!(!server.has("r:one"));
+}
+
+/// A usual call writes its identity's pointer once.
+#[tokio::test]
+async fn a_call_that_ends_at_once_leaves_its_pointer_alone() {
+    let server = Alone::at(NOW_MS);
+    let ledger = server.open(1_000).await;
+    let first = key(&ledger, "vk_1").await;
+    books::reserve(&ledger, by_content(&first, "one", "one"))
+        .await
+        .unwrap()
+        .unwrap();
+    server.advance_ms(60_000);
+    ledger.settle(books::charged("one", DOLLAR)).await.unwrap();
+    assert_eq!(server.kept_for_ms("p:identity-of-one"), Some(2 * DAY_MS - 60_000));
+}
+
+/// The same content under another identity joins an unknown call; that identity, too, has no end before the call has.
+#[tokio::test]
+async fn an_identity_that_joined_an_open_call_has_no_end_either() {
+    let server = Alone::at(NOW_MS);
+    let ledger = server.open(1_000).await;
+    let first = key(&ledger, "vk_1").await;
+    books::reserve(&ledger, by_content(&first, "one", "one"))
+        .await
+        .unwrap()
+        .unwrap();
+    ledger.settle(no_proof("one")).await.unwrap();
+    let as_step = |key: &KeyRecord, call_id: &str| {
+        let mut call = by_content(key, call_id, "one");
+        let mut ask = IdentityAsk::clone(call.identity.as_ref().unwrap());
+        ask.kind = IdentityKind::Step;
+        ask.id = "identity-of-step".to_owned();
+        call.identity = Some(Arc::new(ask));
+        call
+    };
+    let joined = repeat(&ledger, as_step(&first, "two")).await;
+    assert_eq!(joined, "granted generation 1, joined: true");
+    // The vendor accepted it: now only the pointer says that the step has been done.
+    ledger
+        .settle(books::settlement("one", Proof::Accepted))
+        .await
+        .unwrap();
+    server.advance_ms(49 * HOUR_MS);
+    let second = key(&ledger, "vk_2").await;
+    assert_eq!(repeat(&ledger, as_step(&second, "three")).await, "AlreadyDone");
+    ledger.settle(books::charged("one", DOLLAR)).await.unwrap();
+    assert_eq!(server.kept_for_ms("p:identity-of-step"), Some(2 * DAY_MS));
+    let call = ledger.reservation("one").await.unwrap().unwrap();
+    assert_eq!(
+        (call.state, call.used),
+        (State::Settled, Usd::from_micros(DOLLAR))
+    );
+}
