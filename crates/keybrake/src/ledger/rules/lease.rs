@@ -611,6 +611,7 @@ fn fresh(step: &Step<'_>, facts: Arc<crate::ledger::types::CallFacts>, charges: 
         object: None,
         attempts: 1,
         joined_by: Vec::new(),
+        aliases: Vec::new(),
         not_executed: Vec::new(),
         applied: Vec::new(),
         reserved_at_ms: step.now_ms,
