@@ -12,12 +12,14 @@ use crate::show::{count, ledger_name};
 pub(crate) async fn run(context: &mut Context<'_>, command: LedgerCommand) -> Outcome {
     let LedgerCommand::Open { reason } = command;
     let open = context.open().await?;
+    let missing = open.ledger.missing_events().await?;
     let opened = open.ledger.open_by_hand(Context::admin(&reason)).await?;
     let info = open.ledger.info().await?;
     let held = open.ledger.holds(HoldFilter::default()).await?.len();
     if context.json {
         context.answer(json!({
             "opened": opened, "was_open": !opened, "events": info.last_seq, "open_holds": held,
+            "missing_events": missing,
         }))?;
         return Ok(exit::OK);
     }
@@ -31,6 +33,16 @@ pub(crate) async fn run(context: &mut Context<'_>, command: LedgerCommand) -> Ou
     let holds = count(u64::try_from(held).unwrap_or(u64::MAX), "open hold");
     context.line(format!("{headline} {name} with {events} and {holds}"))?;
     context.line("  calls are decided again from the next one on, in every process; the audit says who opened it and why")?;
+    if !missing.is_empty() {
+        let numbers: Vec<String> = missing
+            .iter()
+            .map(|(first, last)| format!("{first}-{last}"))
+            .collect();
+        let numbers = numbers.join(", ");
+        context.line(format!(
+            "  missing, and remembered by no process that reported: events {numbers}"
+        ))?;
+    }
     context.line(
         "  what its server lost is not counted: keybrake reconcile asks the vendors about open holds",
     )?;

@@ -72,6 +72,24 @@ pub struct Event {
     pub body: EventBody,
 }
 
+/// The act of the event that stands first after a gap, see [`Event::follows`].
+pub(super) const LOST: &str = "lost_events";
+/// In its detail, the number of the last event before the gap.
+pub(super) const AFTER: &str = "after";
+
+impl Event {
+    /// Whether this is the next event after that number.
+    ///
+    /// The log has no gaps, but for one: where a server lost events, their numbers are not used again. The first event
+    /// after them is an administrative act, `lost_events`, whose detail `after` is the number before them; what was lost
+    /// and is there again follows as `reasserted`.
+    pub fn follows(&self, seq: u64) -> bool {
+        let declared = self.body.admin.as_ref().filter(|admin| admin.act == LOST);
+        let after = declared.and_then(|admin| admin.detail.get(AFTER)?.as_u64());
+        self.seq == seq.saturating_add(1) || (self.seq > seq && after == Some(seq))
+    }
+}
+
 /// What an event says besides its counters. Only what applies is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

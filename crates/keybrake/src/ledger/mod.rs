@@ -89,6 +89,12 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
         Ok(false)
     }
 
+    /// Numbers of events that a process has seen, that the ledger's server has lost, and that nobody has said again, as
+    /// ranges from first to last: why it stays closed. At most some dozens of ranges.
+    async fn missing_events(&self) -> Result<Vec<(u64, u64)>> {
+        Ok(Vec::new())
+    }
+
     /// What a person should know of where the ledger is kept. Nothing, for one that needs no server.
     async fn checks(&self) -> Result<Vec<LedgerCheck>> {
         Ok(Vec::new())

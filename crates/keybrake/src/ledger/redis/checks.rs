@@ -375,6 +375,23 @@ fn state(about: &About) -> LedgerCheck {
     if about.open {
         return check("state", CheckGrade::Good, "open", "");
     }
+    if !about.uncovered.is_empty() {
+        let events: Vec<String> = about
+            .uncovered
+            .iter()
+            .map(|range| format!("{}-{}", range.first, range.last))
+            .collect();
+        return check(
+            "state",
+            CheckGrade::Bad,
+            format!(
+                "closed: events that were seen before are missing: {}",
+                events.join(", ")
+            ),
+            "it opens when the processes that wrote them call again; else restore newer data, or compare it with the \
+             vendor (keybrake reconcile), then: keybrake ledger open --reason \"…\"",
+        );
+    }
     check(
         "state",
         CheckGrade::Bad,

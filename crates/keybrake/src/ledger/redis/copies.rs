@@ -7,6 +7,7 @@ use std::sync::Arc;
 use hashlink::LruCache;
 use redis::Cmd;
 
+use super::past::Past;
 use super::records::{self, Record};
 use crate::error::{Error, Result};
 use crate::ledger::rules::JUMP_MS;
@@ -38,8 +39,12 @@ pub(super) struct Standing {
     pub(super) open: bool,
     /// How often it was opened by hand.
     pub(super) by_hand: u64,
-    /// The server's run in which it was opened: the first 12 digits of its id.
+    /// The era of the log.
     pub(super) run: u64,
+    /// How many events there were when it began.
+    pub(super) from: u64,
+    /// After which number its own events begin.
+    pub(super) start: u64,
 }
 
 /// What is remembered of the ledger's log, for the server to compare with what it holds: `behind` in library.lua.
@@ -70,6 +75,8 @@ pub(super) struct Copies {
     standing: Option<(Standing, i64)>,
     /// Of what an open ledger answered, the most events.
     known: Option<Known>,
+    /// What this process has seen and done.
+    pub(super) past: Past,
     /// Set when the server's clock jumped, until a person accepts it: by how much, in milliseconds.
     jumped_ms: Option<i64>,
     /// The ledger's time when a person last accepted the clock.
@@ -85,6 +92,7 @@ impl Default for Copies {
             stops: None,
             standing: None,
             known: None,
+            past: Past::default(),
             jumped_ms: None,
             accepted_ms: None,
         }
@@ -97,6 +105,14 @@ impl Copies {
         Self {
             records: LruCache::new_unbounded(),
             counters: LruCache::new_unbounded(),
+            ..Self::default()
+        }
+    }
+
+    /// Nothing remembered of the ledger but what this process has seen and done.
+    pub(super) fn anew(past: Past) -> Self {
+        Self {
+            past,
             ..Self::default()
         }
     }
@@ -184,7 +200,10 @@ impl Copies {
                 known.last_seq = known.last_seq.max(now.last_seq);
             }
             Some(_) if !compared => {}
-            known => *known = Some(now),
+            known => {
+                self.past.stands(*known, standing);
+                *known = Some(now);
+            }
         }
     }
 

@@ -10,9 +10,10 @@
 
 local MAX = 9007199254740991
 
--- Ledgers of this server that a witness has opened since the server started. Lost with the process, and absent on a
--- replica that is promoted: that is what makes a server that "just started" visible.
+-- Ledgers of this server that were opened since the server started, and those whose clients are reporting. Lost with the
+-- process, and absent on a replica that is promoted: that is what makes a server that "just started" visible.
 local opened = {}
+local reports = {}
 
 local function whole(n)
   return string.format('%.0f', n)
@@ -21,32 +22,48 @@ end
 -- The keys that every function gets first, in this order.
 local function places(keys)
   return { meta = keys[1], records = keys[2], counters = keys[3], stops = keys[4], deadlines = keys[5],
-           open = keys[6], events = keys[7], holds = keys[8], issued = keys[9], provisional = keys[10] }
+           open = keys[6], events = keys[7], holds = keys[8], issued = keys[9], provisional = keys[10],
+           clients = keys[11], recovery = keys[12] }
 end
-local PLACES = 10
+local PLACES = 12
+
+local function server_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+-- An era of the log: which, how many events there were when it began, and the number after which its own begin. Those
+-- are not the same when events were lost: no number that anybody has seen is used again.
+local function era_of(text, run, from)
+  local epoch, began, start, of = string.match(text or '', '^(%x+):(%d+):(%d+):(%x*)$')
+  if epoch then return epoch, tonumber(began), tonumber(start), of end
+  run = string.sub(run or '', 1, 12)
+  from = tonumber(from) or 0
+  return run, from, from, run
+end
 
 -- Ledger time: never back. A test's ledger stands still at `fixed`.
 local function ledger(p)
   local m = redis.call('HMGET', p.meta, 'seq', 'seen', 'gv', 'sv', 'fixed', 'id', 'lost', 'hand', 'run', 'from',
-                       'open')
+                       'open', 'era')
   local now
   if m[5] then
     now = tonumber(m[5])
   else
-    local t = redis.call('TIME')
-    now = t[1] * 1000 + math.floor(t[2] / 1000)
+    now = server_ms()
   end
+  local epoch, from, start, of = era_of(m[12], m[9], m[10])
   local seen = tonumber(m[2]) or 0
   if seen > now then now = seen end
   return { seq = tonumber(m[1]) or 0, now = now, seen = seen, gv = m[3] or '0', sv = m[4] or '0',
            fixed = m[5] and true or false, id = m[6] or '', hand = tonumber(m[8]) or 0,
-           run = string.sub(m[9] or '', 1, 12), from = tonumber(m[10]) or 0, holds = tonumber(m[11]) or 0,
-           open = opened[p.meta] and m[6] and not m[7] }
+           epoch = epoch, from = from, start = start, of = of, holds = tonumber(m[11]) or 0,
+           lost = tonumber(m[7]) or 0, open = opened[p.meta] and m[6] and not m[7] }
 end
 
 local function standing(l)
   return { whole(l.now), l.fixed and '1' or '0', l.gv, l.sv, whole(l.seq), l.open and '1' or '0',
-           whole(l.hand), l.run }
+           whole(l.hand), l.epoch, whole(l.from), whole(l.start) }
 end
 
 local function split(value)
@@ -117,77 +134,185 @@ local function overdue(p, now, dealt, count)
   return {}
 end
 
--- What a client remembers of the ledger: how often it had been opened by hand, in which run of the server it was, and
--- how many events there were.
+-- What a client remembers of the ledger: how often it had been opened by hand, in which era it was, and the number of
+-- the last event.
 local function memory(r)
-  return { hand = r.number(), run = r.text(), seq = r.number() }
+  return { hand = r.number(), epoch = r.text(), seq = r.number() }
 end
 
--- The runs in which the ledger was used before the present one, oldest first, and the event number each began with.
--- Not more of them are kept: a client that slept through so many restarts counts as one that misses events.
-local RUNS = 64
+-- The eras before the present one, oldest first. Not more of them are kept: a client that slept through so many counts
+-- as one that misses events.
+local ERAS = 64
 
-local function runs_of(p)
-  local runs = {}
-  for run, from in string.gmatch(redis.call('HGET', p.meta, 'runs') or '', '(%x+):(%d+)') do
-    runs[#runs + 1] = { run = run, from = tonumber(from) }
+local function eras_before(p)
+  local eras = {}
+  for epoch, from, start in string.gmatch(redis.call('HGET', p.meta, 'eras') or '', '(%x+):(%d+):(%d+)') do
+    eras[#eras + 1] = { epoch = epoch, from = tonumber(from), start = tonumber(start) }
   end
-  return runs
+  return eras
 end
 
--- Writes down that another run begins with the events that are here.
-local function begin_run(p, l, run)
-  local runs = runs_of(p)
-  runs[#runs + 1] = { run = l.run, from = l.from }
+-- Begins an era with the events that are here, in this run of the server. Its own are numbered after `start`.
+local function begin_era(p, l, run, epoch, start)
+  local eras = eras_before(p)
+  eras[#eras + 1] = { epoch = l.epoch, from = l.from, start = l.start }
   local texts = {}
-  for i = math.max(1, #runs - RUNS + 1), #runs do
-    texts[#texts + 1] = runs[i].run .. ':' .. whole(runs[i].from)
+  for i = 1, #eras do
+    local era = eras[i]
+    if i > #eras - ERAS then
+      texts[#texts + 1] = era.epoch .. ':' .. whole(era.from) .. ':' .. whole(era.start)
+    else
+      redis.call('HDEL', p.recovery, 'have:' .. era.epoch)
+    end
   end
-  redis.call('HSET', p.meta, 'run', run, 'from', whole(l.seq), 'runs', table.concat(texts, ','))
+  l.epoch, l.from, l.start, l.of = epoch, l.seq, start, string.sub(run, 1, 12)
+  l.seq = start
+  local era = epoch .. ':' .. whole(l.from) .. ':' .. whole(start) .. ':' .. l.of
+  redis.call('HSET', p.meta, 'eras', table.concat(texts, ','), 'era', era, 'seq', whole(start))
 end
 
--- How many of the events are here that there were in this run: in one run the log only grows, and what any later one
--- began with must have been all of it. Nothing for a run that is not known here.
-local function kept(p, l, run)
-  if run == l.run then return l.seq end
-  local runs = runs_of(p)
+-- How many of the events are here that there were in this era, and after which number its own begin: while it lasts the
+-- log only grows, and what any later one began with must have been all of it. Nothing for an era that is not known here.
+local function kept(p, l, epoch)
+  if epoch == l.epoch then return l.seq, l.start end
+  local eras = eras_before(p)
   local least = l.from
-  for i = #runs, 1, -1 do
-    if runs[i].run == run then return least end
-    least = math.min(least, runs[i].from)
+  for i = #eras, 1, -1 do
+    if eras[i].epoch == epoch then return least, eras[i].start end
+    least = math.min(least, eras[i].from)
   end
   return nil
 end
 
--- Whether events are missing here that a client has seen. Whoever opened the ledger by hand has accepted what was
--- missing then.
-local function behind(p, l, known)
-  if l.hand ~= known.hand then return l.hand < known.hand end
-  return known.seq > 0 and (kept(p, l, known.run) or 0) < known.seq
+-- Ranges of numbers, `first-last,first-last,...` in order, as a table and back.
+local function ranges_of(text)
+  local ranges = {}
+  for first, last in string.gmatch(text or '', '(%d+)-(%d+)') do
+    ranges[#ranges + 1] = { tonumber(first), tonumber(last) }
+  end
+  return ranges
 end
 
--- Closes the ledger, in every version of the functions, until a person opens it.
-local function close(p, known)
-  redis.call('HSET', p.meta, 'lost', whole(known.seq))
+local function with_range(ranges, first, last)
+  local out, added = {}, false
+  for _, range in ipairs(ranges) do
+    if range[2] + 1 < first then
+      out[#out + 1] = range
+    elseif last + 1 < range[1] then
+      if not added then out[#out + 1] = { first, last }; added = true end
+      out[#out + 1] = range
+    else
+      first, last = math.min(first, range[1]), math.max(last, range[2])
+    end
+  end
+  if not added then out[#out + 1] = { first, last } end
+  return out
+end
+
+-- The parts of a range that are not among others.
+local function gaps(first, last, ranges)
+  local out = {}
+  for _, range in ipairs(ranges) do
+    if range[1] > last then break end
+    if range[2] >= first then
+      if range[1] > first then out[#out + 1] = { first, range[1] - 1 } end
+      first = range[2] + 1
+    end
+  end
+  if first <= last then out[#out + 1] = { first, last } end
+  return out
+end
+
+-- Lost events of an era that are here again under other numbers.
+local function covered(p, epoch)
+  return ranges_of(redis.call('HGET', p.recovery, 'have:' .. epoch))
+end
+
+local function cover(p, epoch, first, last)
+  local texts = {}
+  for _, range in ipairs(with_range(covered(p, epoch), first, last)) do
+    texts[#texts + 1] = whole(range[1]) .. '-' .. whole(range[2])
+  end
+  redis.call('HSET', p.recovery, 'have:' .. epoch, table.concat(texts, ','))
+end
+
+-- Whether events are missing here that a client has seen, and that nobody has said again. Whoever opened the ledger by
+-- hand has accepted what was missing then.
+local function behind(p, l, known)
+  if l.hand ~= known.hand then return l.hand < known.hand end
+  if known.seq == 0 then return false end
+  local here, start = kept(p, l, known.epoch)
+  if not here then return true end
+  return here < known.seq and #gaps(math.max(here, start) + 1, known.seq, covered(p, known.epoch)) > 0
+end
+
+-- Closes the ledger, in every version of the functions, until what was lost is there again or a person opens it.
+local function close(p, l, seq)
+  redis.call('HSET', p.meta, 'lost', whole(math.max(l.lost, seq)))
+  l.lost, l.open = math.max(l.lost, seq), false
+end
+
+-- By era, the numbers that somebody has seen and that are not here: first and last.
+local function needed(p)
+  local needs = {}
+  local fields = redis.call('HGETALL', p.recovery)
+  for i = 1, #fields, 2 do
+    local epoch = string.match(fields[i], '^need:(%x+)$')
+    if epoch then needs[#needs + 1] = { epoch = epoch, range = ranges_of(fields[i + 1])[1] } end
+  end
+  return needs
+end
+
+-- Of those, what nobody has said again yet.
+local function uncovered(p)
+  local out = {}
+  for _, need in ipairs(needed(p)) do
+    for _, gap in ipairs(gaps(need.range[1], need.range[2], covered(p, need.epoch))) do
+      out[#out + 1] = { need.epoch, gap[1], gap[2] }
+    end
+  end
+  return out
+end
+
+local function flat(ranges, most)
+  local out = {}
+  for i = 1, math.min(#ranges, most) do
+    local range = ranges[i]
+    out[#out + 1] = range[1]
+    out[#out + 1] = whole(range[2])
+    out[#out + 1] = whole(range[3])
+  end
+  return out
+end
+
+-- A client that has been at work this shortly before counts as one that must report, in milliseconds.
+local AT_WORK = 10000
+
+-- Notes that a client is at work, and forgets those that no longer are.
+local function at_work(p, now, client)
+  redis.call('ZADD', p.clients, whole(now), client)
+  local gone = redis.call('ZRANGEBYSCORE', p.clients, '-inf', whole(now - AT_WORK), 'LIMIT', '0', '8')
+  for _, other in ipairs(gone) do redis.call('ZREM', p.clients, other) end
 end
 
 -- KEYS: places, then the records that are keys of their own.
 -- ARGV: see `commit` in wire.rs, which writes it in this order. It is read by index, in one pass, because this is the
 -- function that every decision waits for.
-local function commit(keys, argv)
+local function step(keys, argv, again)
   local p = places(keys)
   local l = ledger(p)
   local now = l.now
   local guessed, slack, from, upto = tonumber(argv[1]), tonumber(argv[2]), tonumber(argv[3]), tonumber(argv[4])
   local gv, sv, looks_at_deadlines, id = argv[5], argv[6], argv[7], argv[8]
-  local known = { hand = tonumber(argv[9]), run = argv[10], seq = tonumber(argv[11]) }
-  if not l.open or id ~= l.id then return { 'closed', standing(l) } end
+  local known = { hand = tonumber(argv[9]), epoch = argv[10], seq = tonumber(argv[11]) }
+  local client = argv[12]
+  if id ~= l.id or not (l.open or again and reports[p.meta]) then return { 'closed', standing(l) } end
   -- The client has seen events that are not here: this is older data. Nobody writes on it until that is resolved.
-  if behind(p, l, known) then
-    close(p, known)
+  if not again and behind(p, l, known) then
+    close(p, l, known.seq)
     return { 'closed', standing(l) }
   end
-  local at = 12
+  local at = 13
 
   local field_count = tonumber(argv[at])
   local fields, expected_fields = {}, {}
@@ -325,8 +450,35 @@ local function commit(keys, argv)
   if new_stop_count > 0 then meta[#meta + 1] = 'sv'; meta[#meta + 1] = whole(tonumber(l.sv) + 1) end
   if more_open ~= 0 then meta[#meta + 1] = 'open'; meta[#meta + 1] = whole(l.holds + more_open) end
   if #meta > 0 then redis.call('HSET', p.meta, unpack(meta)) end
+  if client ~= '' then at_work(p, now, client) end
+  if again then
+    if reports[p.meta] then reports[p.meta].moved = server_ms() end
+    at = log + log_count + 1
+    for i = 1, tonumber(argv[at]) do
+      local epoch, first, last = argv[at + 3 * i - 2], tonumber(argv[at + 3 * i - 1]), tonumber(argv[at + 3 * i])
+      if epoch == '' then
+        -- Whoever does not know the era means every one that lacks the number.
+        for _, need in ipairs(needed(p)) do
+          local from, upto = math.max(first, need.range[1]), math.min(last, need.range[2])
+          if from <= upto then cover(p, need.epoch, from, upto) end
+        end
+      else
+        cover(p, epoch, first, last)
+      end
+    end
+  end
   l.seq = l.seq + log_count
   return { 'done', standing(l), values }
+end
+
+local function commit(keys, argv)
+  return step(keys, argv, false)
+end
+
+-- A step that says again what may have been lost. It runs while the ledger is closed, once somebody has reported; and at
+-- the end of its arguments are the events that it stands for: how many ranges, then era, first and last of each.
+local function reassert(keys, argv)
+  return step(keys, argv, true)
 end
 
 -- ARGV: number of fields, the fields, number of counters, the counters, number of holders, the holders, '1' for the
@@ -372,54 +524,3 @@ local function snapshot(keys)
   end
   return { 'seen', standing(ledger(p)), counters, records }
 end
-
--- The ledger's own record, and whether it is open.
-local function about(keys)
-  local p = places(keys)
-  local l = ledger(p)
-  return { l.open and '1' or '0', redis.call('HGETALL', p.meta), standing(l) }
-end
-
--- Makes a ledger where there is none: ARGV are names and values of its own record. An existing one stays as it is.
-local function create(keys, argv)
-  local p = places(keys)
-  if redis.call('EXISTS', p.meta) == 0 then
-    redis.call('HSET', p.meta, unpack(argv))
-    opened[p.meta] = true
-  end
-  return about(keys)
-end
-
--- Opens a ledger. ARGV: the ledger's id; the server's run id, which is written down with the number of the last event;
--- why: 'same' for a server that has not restarted, 'witness' for a client that saw the last state, 'person' when a
--- person takes what is there; and what the client remembers.
-local function open(keys, argv)
-  local p = places(keys)
-  local l = ledger(p)
-  local r = reader(argv)
-  local id, run, why, known = r.text(), r.text(), r.text(), memory(r)
-  if id ~= l.id then return about(keys) end
-  local lost, before = unpack(redis.call('HMGET', p.meta, 'lost', 'run'))
-  if why == 'person' then
-    redis.call('HDEL', p.meta, 'lost')
-    redis.call('HINCRBY', p.meta, 'hand', '1')
-  elseif lost then
-    return about(keys)
-  elseif why == 'witness' and behind(p, l, known) then
-    close(p, known)
-    return about(keys)
-  end
-  if before ~= run then begin_run(p, l, run) end
-  opened[p.meta] = true
-  return about(keys)
-end
-
-local function register(name, callback, flags)
-  redis.register_function { function_name = 'keybrake_' .. name .. '_@digest@', callback = callback, flags = flags }
-end
-register('commit', commit, {})
-register('create', create, {})
-register('open', open, {})
-register('look', look, { 'no-writes' })
-register('snapshot', snapshot, { 'no-writes' })
-register('about', about, { 'no-writes' })

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::ledger::shared::hex;
 
-const SOURCE: &str = include_str!("library.lua");
+const SOURCE: &str = concat!(include_str!("library.lua"), "\n", include_str!("recovery.lua"));
 /// Hexadecimal digits of the digest in a name.
 const DIGITS: usize = 12;
 

@@ -5,12 +5,13 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use redis::{Cmd, Value};
 use sha2::Sha256;
 
-use super::copies::Known;
+use super::copies::Standing;
 use super::link::{ask, with_library};
+use super::past::{Era, Range};
 use super::server::Connection;
 use super::url::Place;
 use super::wire::{Parts, function, text};
-use super::{link, log};
+use super::{link, log, wire};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ledger::shared::{hex, unhex};
 use crate::ledger::types::LedgerSecret;
@@ -27,22 +28,45 @@ pub(super) struct Found {
     pub(super) secret: LedgerSecret,
     /// Whether the secret stands beside the data, for want of a master key.
     pub(super) secret_in_ledger: bool,
+    /// The eras of its log, oldest first.
+    pub(super) eras: Vec<Era>,
 }
 
 /// What a ledger says of itself.
 #[derive(Clone, Debug, Default)]
 pub(super) struct About {
     pub(super) open: bool,
+    pub(super) standing: Standing,
+    /// Events that somebody has seen, that are missing, and that nobody has said again.
+    pub(super) uncovered: Vec<Range>,
     fields: Vec<(String, String)>,
 }
 
 impl About {
     pub(super) fn read(value: Value) -> Result<Self> {
-        let mut parts = Parts::of(value)?;
+        Self::of(&mut Parts::of(value)?)
+    }
+
+    /// The first parts of an answer.
+    pub(super) fn of(parts: &mut Parts) -> Result<Self> {
         Ok(Self {
             open: parts.text()? == "1",
             fields: log::pairs(parts.next()?)?,
+            standing: wire::standing(parts.next()?)?,
+            uncovered: wire::ranges(parts.next()?)?,
         })
+    }
+
+    /// The eras of the log, oldest first.
+    fn eras(&self) -> Vec<Era> {
+        let before = self.field("eras").unwrap_or_default().split(',');
+        let mut eras: Vec<Era> = before.filter_map(Era::parse).collect();
+        eras.push(Era {
+            epoch: self.standing.run,
+            from: self.standing.from,
+            start: self.standing.start,
+        });
+        eras
     }
 
     pub(super) fn field(&self, name: &str) -> Option<&str> {
@@ -50,10 +74,6 @@ impl About {
             .iter()
             .find(|(field, _)| field == name)
             .map(|(_, value)| value.as_str())
-    }
-
-    pub(super) fn number(&self, name: &str) -> u64 {
-        self.field(name).and_then(|value| value.parse().ok()).unwrap_or(0)
     }
 
     pub(super) const fn exists(&self) -> bool {
@@ -70,7 +90,7 @@ pub(super) async fn greet(connection: &dyn Connection, place: &Place) -> Result<
     if about.exists() && !about.open && about.field("run") == Some(server.run_id.as_str()) {
         // The server has not started since: only this version of the functions is new to it.
         let id = about.field("id").unwrap_or_default();
-        let command = opening(place, id, &server.run_id, (Why::Same, Known::default()));
+        let command = opening(place, id, &server.run_id, Why::Same, &Gap::default());
         return About::read(ask(connection, place, &command).await?);
     }
     Ok(about)
@@ -81,21 +101,25 @@ pub(super) async fn greet(connection: &dyn Connection, place: &Place) -> Result<
 pub(super) enum Why {
     /// The server has not restarted; only this version of the functions is new to it.
     Same,
-    /// This process saw its last state; the server looks whether that is there.
-    Witness,
     /// A person takes what is there.
     Person,
 }
 
+/// What begins where events were lost: the name of an era, and the event that says which numbers are left out.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Gap {
+    pub(super) epoch: String,
+    pub(super) event: String,
+}
+
 /// The command that opens a ledger on a server as it runs now.
-pub(super) fn opening(place: &Place, id: &str, run_id: &str, (why, known): (Why, Known)) -> Cmd {
+pub(super) fn opening(place: &Place, id: &str, run_id: &str, why: Why, gap: &Gap) -> Cmd {
     let mut command = function("open", &place.ns, &[]);
     command.arg(id).arg(run_id).arg(match why {
         Why::Same => "same",
-        Why::Witness => "witness",
         Why::Person => "person",
     });
-    known.put(&mut command);
+    command.arg(&gap.epoch).arg(&gap.event);
     command
 }
 
@@ -115,11 +139,13 @@ pub(super) async fn find(place: &Place, master: Option<&[u8]>) -> Result<Found> 
         )));
     }
     let id = about.field("id").unwrap_or_default().to_owned();
+    let eras = about.eras();
     match (about.field("secret"), about.field("bound"), master) {
         (Some(secret), _, _) => Ok(Found {
             id,
             secret: secret_of_hex(secret).ok_or_else(|| broken(place))?,
             secret_in_ledger: true,
+            eras,
         }),
         (None, Some(bound), Some(master)) => {
             let secret = derive(master, &id)?;
@@ -133,6 +159,7 @@ pub(super) async fn find(place: &Place, master: Option<&[u8]>) -> Result<Found> 
                 id,
                 secret,
                 secret_in_ledger: false,
+                eras,
             })
         }
         (None, Some(_), None) => Err(Error::config(format!(

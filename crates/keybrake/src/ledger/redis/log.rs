@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::draft::tally_of_view;
 use super::wire::{Parts, counter, text, texts, unreadable};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ledger::events::{Event, EventFilter};
+use crate::ledger::events::{AFTER, Event, EventFilter};
 use crate::ledger::types::{HoldFilter, Reservation, State};
 
 /// An event as it is written. Number, time and the counters' values come from the server.
@@ -45,13 +45,14 @@ fn entry(value: Value) -> Result<Event> {
         .split_once('-')
         .and_then(|(seq, _)| seq.parse().ok())
         .ok_or_else(unreadable)?;
-    let (mut data, mut at, mut usage) = (String::new(), String::new(), String::new());
+    let (mut data, mut at, mut usage, mut gap) = (String::new(), String::new(), String::new(), None);
     for pair in texts(parts.next()?)?.chunks_exact(2) {
         let [field, value] = pair else { continue };
         match field.as_str() {
             "d" => data.clone_from(value),
             "t" => at.clone_from(value),
             "u" => usage.clone_from(value),
+            "g" => gap = value.parse::<u64>().ok(),
             _ => {}
         }
     }
@@ -59,6 +60,9 @@ fn entry(value: Value) -> Result<Event> {
     let mut event = read.e;
     event.seq = seq;
     event.at_ms = at.parse().map_err(|_| unreadable())?;
+    if let (Some(after), Some(admin)) = (gap, &mut event.body.admin) {
+        admin.detail.insert(AFTER.to_owned(), after.into());
+    }
     let shown = read.s.and_then(|index| usage.split(',').nth(index));
     if let (Some(view), Some(value)) = (&mut event.body.tightest, shown) {
         let counter = counter(value)?;

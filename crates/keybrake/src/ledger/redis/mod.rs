@@ -8,12 +8,14 @@
 //! | `life` | what is looked at before a server is used; whether the ledger is open |
 //! | `records`, `log` | how records and events are written |
 //! | `copies`, `draft`, `store` | what this process remembers, and one step of the rules on it |
+//! | `past`, `again`, `recovery`, `recovery.lua` | what this process did lately, and how a server that lost it is told again |
 //! | `wire`, `step` | the step as a command, and what becomes of it |
 //! | `replicas` | strict durability: what replicas have acknowledged |
 //!
 //! Every decision is a step of [`rules`], run on copies of the records. Its commit is one call of one function, which
 //! compares everything that the step rests on, in the same atomic step as the writes: docs/decisions/0008.
 
+mod again;
 mod checks;
 mod copies;
 mod draft;
@@ -22,7 +24,9 @@ mod library;
 mod life;
 mod link;
 mod log;
+mod past;
 mod records;
+mod recovery;
 mod replicas;
 #[doc(hidden)]
 pub mod server;
@@ -82,13 +86,6 @@ const ADMIN: Kind = Kind {
     once: true,
     due: 0,
 };
-/// Said twice it changes nothing, so it needs no mark.
-const REASSERT: Kind = Kind {
-    guess: Guess::NewCall,
-    lapses: false,
-    once: false,
-    due: 0,
-};
 const SWEEP: Kind = Kind {
     guess: Guess::Nothing,
     lapses: true,
@@ -104,6 +101,8 @@ pub struct RedisLedger {
     id: String,
     secret: LedgerSecret,
     secret_in_ledger: bool,
+    /// The eras of the log when it was opened.
+    eras: Vec<past::Era>,
     own: Generation,
 }
 
@@ -183,6 +182,7 @@ impl RedisLedger {
             id: found.id,
             secret: found.secret,
             secret_in_ledger: found.secret_in_ledger,
+            eras: found.eras,
         }
     }
 
@@ -195,7 +195,7 @@ impl RedisLedger {
         }
         generation
             .own
-            .get_or_init(|| Own::new(self.place.clone(), self.id.clone()))
+            .get_or_init(|| Own::new(self.place.clone(), self.id.clone(), &self.eras))
     }
 
     async fn admin<T: Send>(
@@ -303,8 +303,13 @@ impl Ledger for RedisLedger {
         self.checked().await
     }
 
+    async fn missing_events(&self) -> Result<Vec<(u64, u64)>> {
+        let missing = self.own().about().await?.uncovered;
+        Ok(missing.iter().map(|range| (range.first, range.last)).collect())
+    }
+
     async fn open_by_hand(&self, admin: AdminNote) -> Result<bool> {
-        let opened = self.own().open_by_hand().await?;
+        let opened = self.own().open_by_hand(&*self.clock).await?;
         if opened {
             self.act(ADMIN, |draft, now_ms| rules::note_opening(draft, now_ms, &admin))
                 .await?;
@@ -377,6 +382,7 @@ impl Ledger for RedisLedger {
         if let ReserveAnswer::Granted(grant) = &mut answer {
             log::correct(grant.tightest.as_mut(), &after.counters);
             if moves_money && let Err(error) = own.replicated(&after).await {
+                own.state().copies.past.withdraw(&grant.call_id);
                 self.take_back(grant).await;
                 return Err(error);
             }
@@ -396,10 +402,7 @@ impl Ledger for RedisLedger {
     }
 
     async fn reassert(&self, reassertion: Reassertion) -> Result<Reasserted> {
-        self.admin(REASSERT, |draft, now_ms| {
-            rules::reassert(draft, now_ms, &reassertion)
-        })
-        .await
+        self.own().restore(&*self.clock, &reassertion).await
     }
 
     async fn lease(&self, ask: LeaseAsk) -> Result<LeaseAnswer> {

@@ -4,13 +4,13 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::copies::{Copies, Known};
+use super::copies::Copies;
 use super::draft::{Draft, Guess, Lists, Missing};
-use super::life::{self, About, Why};
 use super::link::{Failure, Link, Live};
+use super::past::{Era, Past};
 use super::records::Record;
 use super::url::Place;
-use super::wire::{self, Answer, Look, Sent};
+use super::wire::{self, Again, Answer, Look, Sent, Telling};
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::clock::Clock;
@@ -21,9 +21,9 @@ use crate::ledger::store::Counter;
 use crate::ledger::types::HoldFilter;
 
 /// Drafts of one step before it is refused: many others change the same records all the time.
-const DRAFTS: u32 = 200;
+pub(super) const DRAFTS: u32 = 200;
 /// Drafts after which a step steps aside for a moment between tries.
-const PATIENT: u32 = 8;
+pub(super) const PATIENT: u32 = 8;
 /// A step rests on a time that may be off by so much: half a second.
 const SLACK_MS: i64 = 500;
 /// Open holds read at a time.
@@ -35,24 +35,24 @@ pub(super) struct Own {
     pub(super) link: Link,
     pub(super) place: Place,
     /// The ledger's.
-    id: String,
+    pub(super) id: String,
     state: Mutex<Memory>,
     /// Held by whoever finds out whether the ledger may be opened.
-    opening: AsyncMutex<()>,
+    pub(super) opening: AsyncMutex<()>,
 }
 
 #[derive(Debug)]
-struct Memory {
-    copies: Copies,
+pub(super) struct Memory {
+    pub(super) copies: Copies,
     flood: Flood,
 }
 
 impl Memory {
-    fn new() -> Self {
-        Self {
-            copies: Copies::default(),
-            flood: Flood::with_notes(),
-        }
+    /// Forgets what the ledger held, and not what this process did.
+    pub(super) fn forget(&mut self) {
+        let past = std::mem::take(&mut self.copies.past);
+        self.copies = Copies::anew(past);
+        self.flood = Flood::with_notes();
     }
 }
 
@@ -79,24 +79,27 @@ pub(super) struct After {
     by: Live,
 }
 
-enum Next<T> {
+pub(super) enum Next<T> {
     /// Records are missing.
     Fetch(Vec<Missing>),
     Commit(Box<Sent>, Result<T>, Vec<rules::FloodNote>),
 }
 
 impl Own {
-    pub(super) fn new(place: Place, id: String) -> Self {
+    pub(super) fn new(place: Place, id: String, eras: &[Era]) -> Self {
         Self {
             link: Link::new(place.clone()),
             place,
             id,
-            state: Mutex::new(Memory::new()),
+            state: Mutex::new(Memory {
+                copies: Copies::anew(Past::in_eras(eras)),
+                flood: Flood::with_notes(),
+            }),
             opening: AsyncMutex::const_new(()),
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, Memory> {
+    pub(super) fn state(&self) -> MutexGuard<'_, Memory> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -128,19 +131,21 @@ impl Own {
             lists.due = self.due(clock, kind.due).await?;
         }
         self.look_at_clock(clock).await?;
+        self.rejoin(clock).await?;
         let mark = kind.once.then(|| self.new_mark());
         let mut lost = None;
         for draft in 0..DRAFTS {
             if draft >= PATIENT {
                 self.step_aside(draft).await;
             }
-            let (sent, answer, notes) = match self.draft(clock, kind, (&lists, mark.as_deref()), &mut rule)? {
-                Next::Fetch(missing) => {
-                    self.fetch(clock, missing, &mut lists).await?;
-                    continue;
-                }
-                Next::Commit(sent, answer, notes) => (sent, answer, notes),
-            };
+            let (sent, answer, notes) =
+                match self.draft(clock, kind, (&lists, mark.as_deref(), None), &mut rule)? {
+                    Next::Fetch(missing) => {
+                        self.fetch(clock, missing, &mut lists).await?;
+                        continue;
+                    }
+                    Next::Commit(sent, answer, notes) => (sent, answer, notes),
+                };
             match self.commit(clock, *sent).await {
                 Ok((Answer::Done(counters), by)) => {
                     return answer.map(|answer| (answer, After { counters, by }));
@@ -159,7 +164,7 @@ impl Own {
                 }
                 Ok((Answer::Closed, _)) => {
                     self.state().flood.take_back(notes);
-                    self.witness().await?;
+                    self.witness(clock).await?;
                 }
                 Err(Failure::Lost(error)) => {
                     self.state().flood.take_back(notes);
@@ -232,15 +237,22 @@ impl Own {
         }
     }
 
-    fn draft<T>(
+    pub(super) fn draft<T>(
         &self,
         clock: &dyn Clock,
         kind: Kind,
-        (lists, mark): (&Lists, Option<&str>),
+        (lists, mark, again): (&Lists, Option<&str>, Option<&[Again]>),
         rule: &mut impl FnMut(&mut Draft<'_>, &mut Flood, i64) -> Result<T>,
     ) -> Result<Next<T>> {
         let mut state = self.state();
         let Memory { copies, flood } = &mut *state;
+        let telling = Telling {
+            client: copies
+                .past
+                .is_to_tell(clock.boot_ms())
+                .then(|| copies.past.client(|| self.place.server.random())),
+            again,
+        };
         let Some(standing) = copies.standing(clock.boot_ms())? else {
             return Ok(Next::Fetch(vec![Missing::Stops]));
         };
@@ -261,7 +273,13 @@ impl Own {
             draft.mark(mark);
         }
         let slack_ms = if standing.fixed { 0 } else { SLACK_MS };
-        let sent = wire::commit(&draft, &self.place.ns, (&self.id, known), standing, slack_ms);
+        let sent = wire::commit(
+            &draft,
+            &self.place.ns,
+            (&self.id, known),
+            (standing, slack_ms),
+            telling,
+        );
         match sent {
             Ok(sent) => Ok(Next::Commit(Box::new(sent), answer, notes)),
             Err(error) => {
@@ -279,7 +297,7 @@ impl Own {
         self.link.replicated(&after.by).await
     }
 
-    async fn commit(&self, clock: &dyn Clock, sent: Sent) -> Result<(Answer, Live), Failure> {
+    pub(super) async fn commit(&self, clock: &dyn Clock, sent: Sent) -> Result<(Answer, Live), Failure> {
         match self.link.call_by(&sent.command).await {
             Ok((value, by)) => {
                 let mut state = self.state();
@@ -300,7 +318,7 @@ impl Own {
         clock: &dyn Clock,
         mut rule: impl FnMut(&mut Draft<'_>, i64) -> Result<T> + Send,
     ) -> Result<T> {
-        let own = Self::new(self.place.clone(), self.id.clone());
+        let own = Self::new(self.place.clone(), self.id.clone(), &[]);
         let mut lists = Lists::default();
         for _ in 0..DRAFTS {
             let missing = {
@@ -322,7 +340,12 @@ impl Own {
         Err(Error::ledger("the ledger's records changed too often to be read"))
     }
 
-    async fn fetch(&self, clock: &dyn Clock, missing: Vec<Missing>, lists: &mut Lists) -> Result<()> {
+    pub(super) async fn fetch(
+        &self,
+        clock: &dyn Clock,
+        missing: Vec<Missing>,
+        lists: &mut Lists,
+    ) -> Result<()> {
         self.fetch_over(&self.link, clock, missing, lists).await
     }
 
@@ -444,71 +467,6 @@ impl Own {
         Ok(due)
     }
 
-    /// Opens the ledger on a server that has just started; answers whether it was closed.
-    pub(super) async fn open_by_hand(&self) -> Result<bool> {
-        let _opening = self.opening.lock().await;
-        if self.about().await?.open {
-            return Ok(false);
-        }
-        self.open_ledger(Why::Person, Known::default()).await?;
-        // What was seen before the server started may not be there any more.
-        *self.state() = Memory::new();
-        Ok(true)
-    }
-
-    /// The ledger is closed. A process that saw its last state opens it, if that state is there.
-    async fn witness(&self) -> Result<()> {
-        let _opening = self.opening.lock().await;
-        let mut about = self.about().await?;
-        let known = self.state().copies.known();
-        // After an opening by hand that it missed, it knows nothing of the present state.
-        let knows = known.filter(|known| known.last_seq > 0 && about.number("hand") <= known.by_hand);
-        if !about.open
-            && let Some(known) = knows
-        {
-            about = self.open_ledger(Why::Witness, known).await?;
-        }
-        if about.open {
-            return Ok(());
-        }
-        let what = match about.field("lost") {
-            Some(lost) => format!(
-                "it came back with {} events, older data than was seen before (event {lost}): restore newer data, or \
-                 open it by hand and compare it with the vendor: keybrake ledger open, keybrake reconcile",
-                about.number("seq"),
-            ),
-            None => {
-                "no process that saw its last state has opened it yet; when none is left, open it by hand: \
-                     keybrake ledger open"
-                    .to_owned()
-            }
-        };
-        Err(recovering(&self.place, &what))
-    }
-
-    /// What the ledger says of itself, if it is still the one that this process opened.
-    async fn about(&self) -> Result<About> {
-        let about = About::read(self.ask(&wire::function("about", &self.place.ns, &[])).await?)?;
-        match about.field("id") {
-            None => Err(recovering(
-                &self.place,
-                "its data is gone: restore it from a backup or from the drained audit",
-            )),
-            Some(id) if id != self.id => Err(recovering(
-                &self.place,
-                "another ledger stands in its place: restore its data, or start this process anew to use the other",
-            )),
-            Some(_) => Ok(about),
-        }
-    }
-
-    async fn open_ledger(&self, why: Why, known: Known) -> Result<About> {
-        let info = wire::text(self.ask(redis::cmd("INFO").arg("server")).await?)?;
-        let run_id = life::field(&info, "run_id");
-        let command = life::opening(&self.place, &self.id, run_id, (why, known));
-        About::read(self.ask(&command).await?)
-    }
-
     /// Ids of all budgets.
     async fn budgets(&self, link: &Link) -> Result<Vec<String>> {
         let mut found = std::collections::BTreeSet::new();
@@ -545,7 +503,7 @@ impl Own {
     }
 
     /// A moment's pause, longer with every try and different for every process.
-    async fn step_aside(&self, draft: u32) {
+    pub(super) async fn step_aside(&self, draft: u32) {
         let micros = u64::from(draft)
             .saturating_mul(50)
             .saturating_add(u64::from(self.place.server.random()));
@@ -553,7 +511,7 @@ impl Own {
     }
 }
 
-async fn call(link: &Link, command: &redis::Cmd) -> Result<redis::Value> {
+pub(super) async fn call(link: &Link, command: &redis::Cmd) -> Result<redis::Value> {
     match link.call(command).await {
         // None of these commands counts anything, so it may be asked again.
         Err(Failure::Lost(_)) => link.call(command).await.map_err(Failure::into_error),
@@ -561,7 +519,7 @@ async fn call(link: &Link, command: &redis::Cmd) -> Result<redis::Value> {
     }
 }
 
-fn recovering(place: &Place, what: &str) -> Error {
+pub(super) fn recovering(place: &Place, what: &str) -> Error {
     Error::new(
         ErrorKind::LedgerRecovering,
         format!(

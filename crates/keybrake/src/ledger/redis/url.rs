@@ -74,7 +74,7 @@ fn is_loopback(host: &str) -> bool {
 #[derive(Clone, Debug)]
 pub(super) struct Namespace {
     name: String,
-    places: [String; 10],
+    places: [String; 12],
     prefix: String,
 }
 
@@ -96,6 +96,8 @@ impl Namespace {
                 place("holds"),
                 place("issued"),
                 place("provisional"),
+                place("clients"),
+                place("recovery"),
             ],
             prefix,
         }
@@ -106,7 +108,7 @@ impl Namespace {
         &self.name
     }
 
-    pub(super) const fn places(&self) -> &[String; 10] {
+    pub(super) const fn places(&self) -> &[String; 12] {
         &self.places
     }
 

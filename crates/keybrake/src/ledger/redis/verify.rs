@@ -105,7 +105,10 @@ impl RedisLedger {
             after_seq = newest.seq;
             let within = page.into_iter().filter(|event| event.seq <= upto_seq);
             found.extend(within.map(|event| Event {
-                body: EventBody::default(),
+                body: EventBody {
+                    admin: event.body.admin,
+                    ..EventBody::default()
+                },
                 ..event
             }));
         }

@@ -1,11 +1,14 @@
 //! What goes to the functions of `library.lua` and what comes back.
 
+use std::sync::Arc;
+
 use redis::{Cmd, Value};
 
 use super::copies::{Copies, Copy, Known, Standing};
 use super::draft::{Draft, LARGEST};
-use super::records;
+use super::past::{Done, Range};
 use super::url::Namespace;
+use super::{again, records};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ledger::store::Counter;
 use crate::ledger::types::{Stop, StopScope};
@@ -21,6 +24,31 @@ pub(super) struct Sent {
     holders: Vec<String>,
     /// What the records are after it.
     written: Vec<(String, Copy)>,
+    /// Events that it writes.
+    events: u64,
+    stops: Vec<(String, Option<Stop>)>,
+    /// Whether it tells that this process is at work.
+    tells: bool,
+    /// Whether it says again what may have been lost.
+    again: bool,
+}
+
+/// Events that a step says again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Again {
+    /// Of this era, or of whichever lacks them.
+    pub(super) epoch: Option<u64>,
+    pub(super) first: u64,
+    pub(super) last: u64,
+}
+
+/// What a step tells besides what it rests on and writes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Telling<'a> {
+    /// This process's name, when it is time to tell that it is at work.
+    pub(super) client: Option<u64>,
+    /// The events that it says again, if it is such a step.
+    pub(super) again: Option<&'a [Again]>,
 }
 
 /// What became of a step.
@@ -57,8 +85,8 @@ pub(super) fn commit(
     draft: &Draft<'_>,
     ns: &Namespace,
     (id, known): (&str, Known),
-    standing: Standing,
-    slack_ms: i64,
+    (standing, slack_ms): (Standing, i64),
+    telling: Telling<'_>,
 ) -> Result<Sent> {
     let (mut fields, mut texts) = (Vec::new(), Vec::new());
     for entry in &draft.entries {
@@ -70,7 +98,8 @@ pub(super) fn commit(
         names.push(entry);
     }
     let names: Vec<String> = texts.iter().map(|entry| entry.name.clone()).collect();
-    let mut command = function("commit", ns, &names);
+    let name = telling.again.map_or("commit", |_| "reassert");
+    let mut command = function(name, ns, &names);
     command
         .arg(standing.now_ms)
         .arg(slack_ms)
@@ -81,6 +110,11 @@ pub(super) fn commit(
         .arg(i32::from(draft.looks_at_deadlines))
         .arg(id);
     known.put(&mut command);
+    command.arg(
+        telling
+            .client
+            .map_or_else(String::new, |client| format!("{client:016x}")),
+    );
     command.arg(fields.len());
     for entry in &fields {
         command.arg(&entry.name).arg(&*entry.seen);
@@ -106,6 +140,15 @@ pub(super) fn commit(
     for (event, shown) in &draft.log {
         command.arg(super::log::print(event, *shown)?);
     }
+    if let Some(again) = telling.again {
+        command.arg(again.len());
+        for events in again {
+            let epoch = events
+                .epoch
+                .map_or_else(String::new, |epoch| format!("{epoch:012x}"));
+            command.arg(epoch).arg(events.first).arg(events.last);
+        }
+    }
     Ok(Sent {
         command,
         fields: fields.iter().map(|entry| entry.name.clone()).collect(),
@@ -113,6 +156,10 @@ pub(super) fn commit(
         counters: draft.tallies.iter().map(|tally| tally.name.clone()).collect(),
         holders: draft.holders.iter().map(|holder| holder.key_id.clone()).collect(),
         written,
+        events: u64::try_from(draft.log.len()).unwrap_or(u64::MAX),
+        stops: draft.stops.clone(),
+        tells: telling.client.is_some(),
+        again: telling.again.is_some(),
     })
 }
 
@@ -164,7 +211,7 @@ fn writes(
             None => new_fields.push((entry.name.clone(), text.clone())),
         }
         let copy = Copy {
-            text: std::sync::Arc::from(text),
+            text: Arc::from(text),
             record: entry.record.clone(),
         };
         written.push((entry.name.clone(), copy));
@@ -205,6 +252,23 @@ impl Sent {
         self.fields.iter().chain(&self.texts).cloned()
     }
 
+    /// The step as this process remembers it.
+    fn done(&self, standing: &Standing) -> Done {
+        let remembered = self.written.iter().filter(|(name, _)| again::is_remembered(name));
+        Done {
+            events: Range {
+                epoch: standing.run,
+                first: standing.last_seq.saturating_sub(self.events).saturating_add(1),
+                last: standing.last_seq,
+            },
+            at_ms: standing.now_ms,
+            records: remembered
+                .map(|(name, copy)| (name.clone(), Arc::clone(&copy.text)))
+                .collect(),
+            stops: self.stops.clone(),
+        }
+    }
+
     /// Reads the answer into the copies.
     pub(super) fn read(self, answer: Value, copies: &mut Copies, boot_ms: i64) -> Result<Answer> {
         let mut parts = Parts::of(answer)?;
@@ -214,9 +278,16 @@ impl Sent {
             return Ok(Answer::Closed);
         }
         copies.stand(standing, boot_ms);
-        copies.know(&standing, true);
+        // Such a step is not compared with what this process has seen.
+        copies.know(&standing, !self.again);
         match outcome.as_str() {
             "done" => {
+                if self.tells {
+                    copies.past.told(boot_ms);
+                }
+                if self.events > 0 {
+                    copies.past.remember(boot_ms, self.done(&standing));
+                }
                 let mut counters = Vec::with_capacity(self.counters.len());
                 for (name, value) in self.counters.into_iter().zip(texts(parts.next()?)?) {
                     let counter = counter(&value)?;
@@ -342,7 +413,7 @@ fn learn_stops(copies: &mut Copies, pairs: &[String]) -> Result<()> {
         let stop: Stop = serde_json::from_str(text).map_err(|e| unreadable().because(e))?;
         stops.insert(stop.scope.clone(), stop);
     }
-    copies.stops = Some(std::sync::Arc::new(stops));
+    copies.stops = Some(Arc::new(stops));
     Ok(())
 }
 
@@ -368,7 +439,26 @@ pub(super) fn standing(value: Value) -> Result<Standing> {
             .get(7)
             .and_then(|run| u64::from_str_radix(run, 16).ok())
             .unwrap_or(0),
+        from: unsigned(8)?,
+        start: unsigned(9)?,
     })
+}
+
+/// Ranges of events: era, first and last of each.
+pub(super) fn ranges(value: Value) -> Result<Vec<Range>> {
+    let texts = texts(value)?;
+    let range = |parts: &[String]| match parts {
+        [epoch, first, last] => Some(Range {
+            epoch: u64::from_str_radix(epoch, 16).ok()?,
+            first: first.parse().ok()?,
+            last: last.parse().ok()?,
+        }),
+        _ => None,
+    };
+    texts
+        .chunks(3)
+        .map(|parts| range(parts).ok_or_else(unreadable))
+        .collect()
 }
 
 /// `used:held`; nothing is zero.

@@ -3,7 +3,7 @@
 use super::step::{Step, admin_body};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
-use crate::ledger::events::EventKind;
+use crate::ledger::events::{Event, EventKind, LOST};
 use crate::ledger::store::Store;
 use crate::ledger::types::AdminNote;
 
@@ -65,6 +65,23 @@ pub fn note_opening(store: &mut dyn Store, clock_ms: i64, note: &AdminNote) -> R
     let body = admin_body("open_ledger", "by hand", note, &[]);
     step.append(EventKind::Admin, None, Vec::new(), body)?;
     step.finish()
+}
+
+/// The event that a server writes where events were lost: from it on, no number is one of theirs.
+pub(in crate::ledger) fn gap_event() -> Event {
+    let note = AdminNote {
+        by: "keybrake".to_owned(),
+        reason: "the server came back without events that had been seen".to_owned(),
+    };
+    Event {
+        v: 1,
+        seq: 0,
+        at_ms: 0,
+        call_id: None,
+        kind: EventKind::Admin,
+        deltas: Vec::new(),
+        body: admin_body(LOST, "server", &note, &[]),
+    }
 }
 
 /// Records that a person accepted the clock as it stands; answers the ledger's time. The backend renews its

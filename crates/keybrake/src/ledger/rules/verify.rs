@@ -63,7 +63,7 @@ fn add_events(
         let Some(newest) = page.last() else { break };
         let newest = newest.seq;
         for event in &page {
-            gapless &= event.seq == last_seq.saturating_add(1);
+            gapless &= event.follows(last_seq);
             last_seq = event.seq;
             seen = seen.saturating_add(1);
             for delta in &event.deltas {

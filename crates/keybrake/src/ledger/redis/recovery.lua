@@ -1,0 +1,174 @@
+-- How a ledger is made and opened, and how its clients recover what its server lost: docs/decisions/0010.
+-- Stands after library.lua in one text.
+
+-- How many ranges of missing events are told.
+local TOLD = 64
+
+-- The ledger's own record, whether it is open, and which events are missing that somebody has seen.
+local function about(keys)
+  local p = places(keys)
+  local l = ledger(p)
+  return { l.open and '1' or '0', redis.call('HGETALL', p.meta), standing(l), flat(uncovered(p), TOLD) }
+end
+
+-- Makes a ledger where there is none: ARGV are names and values of its own record. An existing one stays as it is.
+local function create(keys, argv)
+  local p = places(keys)
+  if redis.call('EXISTS', p.meta) == 0 then
+    redis.call('HSET', p.meta, unpack(argv))
+    opened[p.meta] = true
+  end
+  return about(keys)
+end
+
+-- Numbers of events that are left out when some were lost, so that those who have not reported yet have seen none that
+-- is used from then on.
+local AHEAD = 10000
+
+-- Events up to `most` have been seen, and the last one here is below that: what follows is numbered higher, and begins
+-- with an event that says where the gap begins. Answers its number.
+local function leave_gap(p, l, run, epoch, most, event)
+  local before = l.seq
+  begin_era(p, l, run, epoch, most + AHEAD)
+  l.seq = l.seq + 1
+  local now = math.max(l.now, l.seen)
+  redis.call('XADD', p.events, whole(l.seq) .. '-0', 'd', event, 't', whole(now), 'u', '', 'g', whole(before))
+  redis.call('HSET', p.meta, 'seq', whole(l.seq), 'seen', whole(now))
+  return l.seq
+end
+
+local function opens(p, run)
+  for _, need in ipairs(needed(p)) do redis.call('HDEL', p.recovery, 'need:' .. need.epoch) end
+  redis.call('HDEL', p.meta, 'lost')
+  redis.call('HSET', p.meta, 'run', run)
+  opened[p.meta] = true
+  reports[p.meta] = nil
+end
+
+-- Opens a ledger. ARGV: the ledger's id; the server's run id; why: 'same' for a server that has not restarted, 'person'
+-- when a person takes what is there; the name of an era to begin if one has to; and the event that says so.
+local function open(keys, argv)
+  local p = places(keys)
+  local l = ledger(p)
+  local id, run, why, epoch, event = unpack(argv)
+  if id ~= l.id then return about(keys) end
+  local noted = 0
+  if why == 'person' then
+    redis.call('HINCRBY', p.meta, 'hand', '1')
+    if l.lost > l.seq then
+      noted = leave_gap(p, l, run, epoch, l.lost, event)
+    elseif l.of ~= string.sub(run, 1, 12) then
+      begin_era(p, l, run, epoch, l.seq)
+    end
+  elseif l.lost > 0 then
+    return about(keys)
+  end
+  opens(p, run)
+  local answer = about(keys)
+  answer[5], answer[6] = {}, whole(noted)
+  return answer
+end
+
+-- Whether the last event is in the log, or archives have what was removed from it. Otherwise the ledger's own record has
+-- come back without the rest, and nothing of it counts as being here.
+local function has_last_event(p, l)
+  if l.seq == 0 or redis.call('HEXISTS', p.records, 'archives') == 1 then return true end
+  return #redis.call('XRANGE', p.events, whole(l.seq) .. '-0', '+', 'COUNT', '1') > 0
+end
+
+-- From the first report on, it is waited so long for the others that were at work; and while events are missing, so
+-- long after the last was said again. In milliseconds.
+local PATIENCE = 3000
+local PAUSE = 1000
+
+-- What a client has seen, while the ledger is closed or the client was away. ARGV: the ledger's id; the server's run id;
+-- the name of an era to begin if one has to; the event that says that numbers were left out; the client; how often the
+-- ledger had been opened by hand; the largest number that is known to have been used; then how many eras, and of each:
+-- which, the number after which its own events begin, and the last that was seen. A client without eras has no memory:
+-- it only asks, or has come to say again what it knows from elsewhere ('1' at the end).
+--
+-- The ledger opens when nothing that was seen is missing, and all who were at work have reported or were waited for.
+-- Answers as `about` does, then the events that this client has seen and that are missing, the number of the event that
+-- was written, how many have not reported, and for how many milliseconds they are waited for.
+local function report(keys, argv)
+  local p = places(keys)
+  local l = ledger(p)
+  local r = reader(argv)
+  local id, run, epoch, event, client, hand = r.text(), r.text(), r.text(), r.text(), r.text(), r.number()
+  local most, claims, missing = r.number(), r.number(), {}
+  if id ~= l.id then return about(keys) end
+  local lacks = 0
+  local needs = {}
+  local whole_log = has_last_event(p, l)
+  for _ = 1, claims do
+    local of, start, upto = r.text(), r.number(), r.number()
+    local here = whole_log and kept(p, l, of) or 0
+    local first = math.max(here, start) + 1
+    if first <= upto then
+      needs[#needs + 1] = { of, first, upto }
+      lacks = math.max(lacks, upto)
+      for _, gap in ipairs(gaps(first, upto, covered(p, of))) do
+        missing[#missing + 1] = { of, gap[1], gap[2] }
+      end
+    end
+  end
+  local noted = 0
+  local restores = r.text() == '1'
+  if claims > 0 or restores then
+    -- Who missed an opening by hand has nothing to add to what is missing: a person has accepted it.
+    if hand >= l.hand and #missing > 0 then
+      for _, need in ipairs(needs) do
+        local field = 'need:' .. need[1]
+        local known = ranges_of(redis.call('HGET', p.recovery, field))[1] or { need[2], need[3] }
+        local first, last = math.min(known[1], need[2]), math.max(known[2], need[3])
+        redis.call('HSET', p.recovery, field, whole(first) .. '-' .. whole(last))
+      end
+      close(p, l, lacks)
+      most = math.max(most, lacks)
+    end
+    if claims > 0 and hand > l.hand then redis.call('HSET', p.meta, 'hand', whole(hand)) end
+    if most > l.seq then
+      noted = leave_gap(p, l, run, epoch, most, event)
+    elseif l.of ~= string.sub(run, 1, 12) then
+      begin_era(p, l, run, epoch, l.seq)
+    end
+    local phase = reports[p.meta]
+    if not l.open and not phase then
+      phase = { since = server_ms(), moved = 0, waits = {}, witness = false, reported = {} }
+      local gone = redis.call('ZRANGEBYSCORE', p.clients, '-inf', whole(l.seen - AT_WORK), 'LIMIT', '0', '100000')
+      for _, other in ipairs(gone) do redis.call('ZREM', p.clients, other) end
+      for _, other in ipairs(redis.call('ZRANGE', p.clients, '0', '-1')) do phase.waits[other] = true end
+      reports[p.meta] = phase
+    end
+    if phase then
+      phase.witness = phase.witness or claims > 0
+      if not phase.reported[client] then phase.moved = server_ms() end
+      phase.reported[client], phase.waits[client] = true, nil
+    end
+  end
+  local phase = reports[p.meta]
+  local waits, left = 0, 0
+  if phase and not l.open then
+    for _ in pairs(phase.waits) do waits = waits + 1 end
+    local lost = #uncovered(p) > 0
+    local now = server_ms()
+    if waits > 0 then left = math.max(0, phase.since + PATIENCE - now) end
+    if lost then left = math.max(left, phase.moved + PAUSE - now) end
+    if phase.witness and left == 0 and not lost then opens(p, run) end
+  end
+  local answer = about(keys)
+  answer[5], answer[6], answer[7], answer[8] = flat(missing, 100000), whole(noted), whole(waits), whole(left)
+  return answer
+end
+
+local function register(name, callback, flags)
+  redis.register_function { function_name = 'keybrake_' .. name .. '_@digest@', callback = callback, flags = flags }
+end
+register('commit', commit, {})
+register('reassert', reassert, {})
+register('report', report, {})
+register('create', create, {})
+register('open', open, {})
+register('look', look, { 'no-writes' })
+register('snapshot', snapshot, { 'no-writes' })
+register('about', about, { 'no-writes' })
