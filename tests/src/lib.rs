@@ -2,6 +2,7 @@
 
 pub mod books;
 pub mod fleet;
+pub mod gated;
 pub mod processes;
 pub mod world;
 

@@ -15,6 +15,7 @@ mod keys;
 mod lookups;
 mod permit;
 mod price;
+mod recorder;
 mod replay;
 mod settle;
 
@@ -39,6 +40,8 @@ use judge::Stage;
 pub(crate) use keys::CachedKey;
 use keys::KeyCache;
 use lookups::{Flight, Lookups};
+use recorder::Recorder;
+pub(crate) use recorder::UnderWay;
 
 /// What a shell knows of a call besides its bytes: attribution and where its idempotency key came from. Grants
 /// nothing; permission travels with the token alone.
@@ -162,6 +165,7 @@ pub struct Brake {
     limits: Limits,
     lookups: Lookups,
     journal: Option<Arc<Journal>>,
+    recorder: Arc<Recorder>,
 }
 
 impl Brake {
@@ -204,9 +208,11 @@ impl Brake {
             }
             _ => None,
         };
+        let recorder = Recorder::new(Arc::clone(&ledger), journal.clone(), Arc::clone(&clock));
         Ok(Self {
             ledger,
             clock,
+            recorder: Arc::new(recorder),
             keys,
             ledger_tag: ledger_tag(&info.id),
             cache: KeyCache::default(),
@@ -232,6 +238,17 @@ impl Brake {
         if let Some(journal) = &self.journal {
             journal.contact(&self.ledger, self.clock.boot_ms());
         }
+    }
+
+    /// Counts a task that records an outcome, until it is dropped; [`idle`](Self::idle) waits for it.
+    pub(crate) fn under_way(&self) -> UnderWay {
+        self.recorder.under_way()
+    }
+
+    /// Waits until the outcomes are recorded that were known when their callers went away. Each task for it ends by
+    /// itself, with the ledger's own time limits.
+    pub async fn idle(&self) {
+        self.recorder.idle().await;
     }
 
     /// Its clock.

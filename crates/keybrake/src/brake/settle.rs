@@ -5,7 +5,7 @@ use super::keys::CachedKey;
 use super::permit::{CallRecord, Permit, SendEnd, Settled, known_vendor};
 use super::price::{object_name, to_usd};
 use super::replay::{self, Binding};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::ledger::{
     CostSource, ObjectState, Proof, ReplyFacts, Reservation, SettleAnswer, Settlement, State,
 };
@@ -30,7 +30,7 @@ impl Brake {
         let (settlement, reply) = self.settlement(&permit, vendor, end);
         record.status_code = settlement.facts.status_code;
         record.replayed = settlement.facts.replayed;
-        match self.record(&settlement).await {
+        match self.recorder.record(&settlement).await {
             Ok(answer) => {
                 self.in_contact();
                 record.cost = answer.used;
@@ -39,7 +39,7 @@ impl Brake {
                 record.tightest = answer.tightest;
             }
             Err(error) => {
-                record.journaled = self.keep(settlement, &error).await;
+                record.journaled = self.recorder.keep(settlement, &error).await;
                 record.unrecorded = !record.journaled;
                 record.held = permit.grant.amount;
             }
@@ -131,48 +131,6 @@ impl Brake {
                 facts,
             ))
             .await
-    }
-
-    /// Tries again: repeating a settlement is harmless, and a connection may have been lost just now. With a journal to
-    /// fall back on, once is enough.
-    async fn record(&self, settlement: &Settlement) -> Result<SettleAnswer> {
-        let mut last = self.ledger().settle(settlement.clone()).await;
-        let again = if self.journal().is_some() { 1 } else { 2 };
-        for _ in 0..again {
-            match last {
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        ErrorKind::LedgerUnavailable | ErrorKind::LedgerRecovering
-                    ) =>
-                {
-                    last = self.ledger().settle(settlement.clone()).await;
-                }
-                answered => return answered,
-            }
-        }
-        last
-    }
-
-    /// Writes an outcome that the ledger did not take to the journal; answers whether it is safe there.
-    async fn keep(&self, settlement: Settlement, error: &Error) -> bool {
-        let call_id = settlement.call_id.clone();
-        // What a ledger refuses for good, it would refuse again.
-        let refused = matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Internal);
-        let Some(journal) = self.journal().filter(|_| !refused) else {
-            tracing::error!(%call_id, %error, "an outcome could not be recorded; its hold stands");
-            return false;
-        };
-        match journal.append(settlement, self.clock().now_ms()).await {
-            Ok(()) => {
-                tracing::warn!(%call_id, %error, "an outcome waits in the journal for the ledger; its hold stands until then");
-                true
-            }
-            Err(journal) => {
-                tracing::error!(%call_id, %error, %journal, "an outcome could be recorded nowhere; its hold stands");
-                false
-            }
-        }
     }
 
     fn settlement(

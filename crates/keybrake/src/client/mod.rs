@@ -177,8 +177,7 @@ impl Shell {
         };
         let unsent = matches!(end, SendEnd::NeverSent);
         let expired = unsent && self.brake.clock().boot_ms() >= send_before_boot_ms;
-        let permit = guard.disarm()?;
-        Ok((Opened::from(self.settled(permit, end, error).await?), expired))
+        Ok((Opened::from(settled(&mut guard, end, error).await?), expired))
     }
 
     /// Authorises, making the reads that the engine asks for.
@@ -195,31 +194,36 @@ impl Shell {
         Ok(decision)
     }
 
-    async fn settled(&self, permit: Permit, end: SendEnd, error: Option<reqwest::Error>) -> Result<Answer> {
-        let (reason, never_sent) = match &end {
-            SendEnd::Lost { reason } => (reason.clone(), false),
-            SendEnd::NeverSent => ("no_connection".to_owned(), true),
-            SendEnd::Reply(_) => (String::new(), false),
-        };
-        let settled = self.brake.settle(permit, end).await?;
-        Ok(match settled.reply {
-            Some(reply) => Answer::Reply {
-                reply,
-                record: settled.record,
-            },
-            None => Answer::Lost {
-                reason,
-                never_sent,
-                record: settled.record,
-                error,
-            },
-        })
-    }
-
     /// A read of the vendor outside any call: reconciliation.
     pub(crate) async fn read(&self, request: &Prepared) -> Result<Reply, String> {
         self.http.read(request, LOOKUP_TIMEOUT).await
     }
+}
+
+/// Records how the attempt ended, whether or not the caller waits for it: its outcome is known now, and the caller may
+/// go away.
+async fn settled(guard: &mut Guard, end: SendEnd, error: Option<reqwest::Error>) -> Result<Answer> {
+    let (reason, never_sent) = match &end {
+        SendEnd::Lost { reason } => (reason.clone(), false),
+        SendEnd::NeverSent => ("no_connection".to_owned(), true),
+        SendEnd::Reply(_) => (String::new(), false),
+    };
+    let settled = guard
+        .settle(end)?
+        .await
+        .map_err(|error| Error::new(ErrorKind::Internal, "a settlement was not finished").because(error))??;
+    Ok(match settled.reply {
+        Some(reply) => Answer::Reply {
+            reply,
+            record: settled.record,
+        },
+        None => Answer::Lost {
+            reason,
+            never_sent,
+            record: settled.record,
+            error,
+        },
+    })
 }
 
 /// Holds a permit while its request is under way. Dropped in mid-flight (a cancelled future), it records that
@@ -264,7 +268,12 @@ impl Guard {
         };
         let permit = self.disarm()?;
         let brake = Arc::clone(&self.shell.brake);
-        Ok(runtime.spawn(async move { brake.settle(permit, end).await }))
+        let under_way = brake.under_way();
+        Ok(runtime.spawn(async move {
+            let settled = brake.settle(permit, end).await;
+            drop(under_way);
+            settled
+        }))
     }
 }
 
@@ -282,7 +291,9 @@ impl Drop for Guard {
             return;
         };
         let (brake, reason) = (Arc::clone(&self.shell.brake), self.reason.to_owned());
+        let under_way = brake.under_way();
         runtime.spawn(async move {
+            let _under_way = under_way;
             let end = SendEnd::Lost { reason };
             if let Err(error) = brake.settle(permit, end).await {
                 tracing::warn!(%error, "a cancelled call could not be marked unknown; its hold stands");

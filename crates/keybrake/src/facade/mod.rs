@@ -176,11 +176,13 @@ impl Keybrake {
         }
     }
 
-    /// Writes down what is still lazy, delivers outcomes that wait, and waits for it.
+    /// Waits for outcomes that are being recorded (of calls whose callers went away, too), delivers those that wait, and
+    /// writes down what is still lazy.
     ///
     /// # Errors
     /// `LedgerUnavailable`.
     pub async fn flush(&self) -> Result<()> {
+        self.brake().idle().await;
         if let Err(error) = self.deliver_outcomes().await {
             tracing::warn!(%error, "waiting outcomes cannot be delivered");
         }

@@ -1,0 +1,136 @@
+//! Callers that go away in the middle: a timeout around a call, Ctrl-C, a program that is closing. What is certain by then
+//! gets into the books.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a failed unwrap is a failed test"
+)]
+
+use std::sync::Arc;
+
+use keybrake::brake::{CallContext, Decision, KeyOrigin, Permit};
+use keybrake::clock::SystemClock;
+use keybrake::facade::{IssuedKey, Keybrake};
+use keybrake::ledger::{HoldFilter, State};
+use keybrake::policy::Policy;
+use keybrake::request::Call;
+use keybrake::secret::Secret;
+use keybrake_testkit::stripe::{MovementKind, Simulator, SimulatorOptions, TEST_SECRET};
+use keybrake_tests::gated::{Gated, Way};
+use keybrake_tests::{noon_zone, post};
+use serde_json::json;
+use tempfile::TempDir;
+
+/// A payment of one dollar.
+const FORM: &str = "amount=100&currency=usd&confirm=true&payment_method=pm_card_visa";
+
+struct Place {
+    stripe: Simulator,
+    ledger: Arc<Gated>,
+    kb: Keybrake,
+    key: IssuedKey,
+    _journal: TempDir,
+}
+
+impl Place {
+    async fn new() -> Self {
+        let stripe = Simulator::start(SimulatorOptions::default()).unwrap();
+        let inner = keybrake::ledger::open("memory:", Arc::new(SystemClock)).unwrap();
+        let ledger = Arc::new(Gated::new(inner));
+        let journal = tempfile::tempdir().unwrap();
+        let kb = Keybrake::builder()
+            .shared_ledger(ledger.clone())
+            .secret("stripe", Secret::value(TEST_SECRET))
+            .base_url("stripe", stripe.url())
+            .journal_dir(journal.path().join("journal"))
+            .build()
+            .await
+            .unwrap();
+        let policy = json!({"vendor": "stripe", "label": "support", "daily_usd_cap": 500, "timezone": noon_zone(),
+            "allowed_endpoints": ["payment_intents.create"]});
+        let key = kb.issue(Policy::from_value(&policy).unwrap()).await.unwrap();
+        Self {
+            stripe,
+            ledger,
+            kb,
+            key,
+            _journal: journal,
+        }
+    }
+
+    fn call(&self, step: &str) -> (Call, CallContext) {
+        let mut call = post("/v1/payment_intents", FORM);
+        let bearer = format!("Bearer {}", self.key.token.expose());
+        call.headers.push(("Authorization".to_owned(), bearer));
+        let context = CallContext {
+            step: Some(step.to_owned()),
+            key_origin: KeyOrigin::Generated,
+            ..CallContext::default()
+        };
+        (call, context)
+    }
+
+    async fn permit(&self, step: &str) -> Permit {
+        let (call, context) = self.call(step);
+        match self.kb.brake().authorize(call, context).await.unwrap() {
+            Decision::Permit(permit) => *permit,
+            other => panic!("no permit: {other:?}"),
+        }
+    }
+
+    /// What the vendor charged, in micro-USD.
+    fn charged_micros(&self) -> i64 {
+        self.stripe.moved(MovementKind::Charge, "usd") * 10_000
+    }
+
+    /// Used and held, in micro-USD.
+    async fn budget(&self) -> (i64, i64) {
+        let usage = self.kb.usage(&self.key.id).await.unwrap();
+        let day = usage.iter().find(|usage| !usage.livemode).unwrap();
+        (day.view.used, day.view.held)
+    }
+}
+
+/// Sends a payment and gives up when its reply is there and is being recorded.
+async fn give_up_while_recording(place: &Place, step: &str) {
+    let permit = place.permit(step).await;
+    place.ledger.before_settle.set(Way::Shut);
+    let shell = Arc::clone(place.kb.shell());
+    let task = tokio::spawn(async move { shell.deliver(permit).await.map(drop) });
+    place.ledger.before_settle.came(1).await;
+    task.abort();
+    assert!(task.await.unwrap_err().is_cancelled());
+    assert_eq!(place.charged_micros(), 1_000_000);
+    assert_eq!(place.budget().await, (0, 1_000_000));
+}
+
+#[tokio::test]
+async fn an_outcome_is_recorded_although_its_caller_goes_away_meanwhile() {
+    let place = Place::new().await;
+    give_up_while_recording(&place, "one").await;
+    place.ledger.before_settle.set(Way::Open);
+    place.kb.flush().await.unwrap();
+    assert_eq!(place.budget().await, (1_000_000, 0));
+    assert!(place.kb.holds(HoldFilter::default()).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_outcome_is_journaled_although_its_caller_went_away() {
+    let place = Place::new().await;
+    give_up_while_recording(&place, "one").await;
+    place.ledger.before_settle.set(Way::Fails);
+    place.kb.brake().idle().await;
+    let waiting = place.kb.brake().journal().unwrap().contents().unwrap().waiting;
+    assert_eq!(waiting.len(), 1);
+    assert_eq!(waiting[0].proof, "charged");
+    let hold = place.kb.holds(HoldFilter::default()).await.unwrap().remove(0);
+    assert_eq!(hold.state, State::Held);
+
+    place.ledger.before_settle.set(Way::Open);
+    place.kb.flush().await.unwrap();
+    assert_eq!(
+        place.budget().await,
+        (1_000_000, 0),
+        "the books equal the journal"
+    );
+}
