@@ -42,6 +42,11 @@ impl Gate {
         self.way.send_replace(way);
     }
 
+    /// How many have come to it while it was shut.
+    pub fn so_far(&self) -> usize {
+        *self.came.borrow()
+    }
+
     /// Returns when so many have come to it while it was shut.
     pub async fn came(&self, count: usize) {
         let _ = self.came.subscribe().wait_for(|came| *came >= count).await;

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use keybrake::brake::{CallContext, Decision, KeyOrigin, Permit};
+use keybrake::brake::{CallContext, Decision, KeyOrigin, Permit, SendEnd};
 use keybrake::clock::SystemClock;
 use keybrake::facade::{IssuedKey, Keybrake};
 use keybrake::ledger::{HoldFilter, State};
@@ -133,4 +133,55 @@ async fn an_outcome_is_journaled_although_its_caller_went_away() {
         (1_000_000, 0),
         "the books equal the journal"
     );
+}
+
+/// Asks for a permit and gives up when the ledger has decided, before its answer is there.
+async fn give_up_while_asking(place: &Place, step: &str, then: Way) {
+    let before = place.ledger.after_reserve.so_far();
+    place.ledger.after_reserve.set(Way::Shut);
+    let kb = place.kb.clone();
+    let (call, context) = place.call(step);
+    let task = tokio::spawn(async move { kb.brake().authorize(call, context).await.map(drop) });
+    place.ledger.after_reserve.came(before + 1).await;
+    task.abort();
+    assert!(task.await.unwrap_err().is_cancelled());
+    assert_eq!(place.budget().await, (0, 1_000_000), "it was decided");
+    place.ledger.after_reserve.set(then);
+    place.kb.flush().await.unwrap();
+    place.ledger.after_reserve.set(Way::Open);
+}
+
+#[tokio::test]
+async fn a_call_that_is_given_up_while_the_ledger_is_asked_holds_nothing() {
+    let place = Place::new().await;
+    for (step, then) in [("answered", Way::Open), ("lost", Way::Fails)] {
+        give_up_while_asking(&place, step, then).await;
+        assert_eq!(place.budget().await, (0, 0), "{step}");
+        assert!(place.kb.holds(HoldFilter::default()).await.unwrap().is_empty());
+    }
+    assert!(
+        place
+            .stripe
+            .requests()
+            .iter()
+            .all(|request| request.method != "POST")
+    );
+    // The ledger is asked again under the same identity, and the books are whole.
+    let permit = place.permit("answered").await;
+    place.kb.shell().deliver(permit).await.unwrap();
+    assert_eq!(place.budget().await, (1_000_000, 0));
+    let report = place.kb.ledger().verify().await.unwrap();
+    assert!(report.differences.is_empty() && report.chain_ok, "{report:?}");
+}
+
+#[tokio::test]
+async fn an_attempt_that_joined_and_was_given_up_is_certified_under_its_own_number() {
+    let place = Place::new().await;
+    let first = place.permit("one").await;
+    give_up_while_asking(&place, "one", Way::Open).await;
+    let hold = place.kb.holds(HoldFilter::default()).await.unwrap().remove(0);
+    assert_eq!((hold.attempts, hold.not_executed), (2, vec![2]));
+    // The other attempt is the only one that can have left.
+    drop(place.kb.brake().settle(first, SendEnd::NeverSent).await.unwrap());
+    assert_eq!(place.budget().await, (0, 0));
 }

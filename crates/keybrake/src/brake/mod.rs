@@ -5,6 +5,7 @@
 //! without an answer (cancelled task, panic, killed process) stays held: that is the rule the rest leans on.
 
 mod allowed;
+mod asked;
 mod charges;
 mod check;
 mod credentials;
@@ -35,6 +36,7 @@ use crate::ledger::{Ask, CallFacts, Ledger, ReserveAnswer, ReserveRequest};
 use crate::policy::{Code, Denial};
 use crate::request::{Call, Refusal};
 use crate::vendors::{Lookup, Reply};
+use asked::Asked;
 use job::Job;
 use judge::Stage;
 pub(crate) use keys::CachedKey;
@@ -321,7 +323,7 @@ impl Brake {
                 Stage::Unreachable(denial) => return Ok(self.refused(&job, *denial)),
             };
             let asked_boot_ms = self.clock.boot_ms();
-            let answer = self.ledger.reserve(request).await;
+            let answer = Asked::new(&self.recorder, request).await;
             if answer.is_ok() {
                 self.in_contact();
             }

@@ -45,6 +45,10 @@ impl Recorder {
         }
     }
 
+    pub(super) fn ledger(&self) -> &Arc<dyn Ledger> {
+        &self.ledger
+    }
+
     /// Tries again: repeating a settlement is harmless, and a connection may have been lost just now. With a journal to
     /// fall back on, once is enough.
     pub(super) async fn record(&self, settlement: &Settlement) -> Result<SettleAnswer> {
