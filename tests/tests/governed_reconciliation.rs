@@ -6,7 +6,10 @@ use keybrake::brake::{CallContext, Decision, KeyOrigin};
 use keybrake::client::Answer;
 use keybrake::clock::{Clock, ManualClock, SystemClock};
 use keybrake::facade::{Keybrake, Resolution};
-use keybrake::ledger::HoldFilter;
+use keybrake::ledger::{
+    AmountAsk, Ask, CallFacts, HoldFilter, Ledger, Proof, ReplyFacts, ReserveAnswer, ReserveRequest,
+    Settlement,
+};
 use keybrake::policy::Policy;
 use keybrake::secret::Secret;
 use keybrake_testkit::stripe::{Fault, FaultKind, Simulator, SimulatorOptions};
@@ -228,4 +231,114 @@ async fn a_call_that_could_carry_no_tag_is_not_taken_for_absent() {
         "an object without a tag could be ours: the hold stands"
     );
     assert_eq!((world.refunded(), world.budget().await), (2_000, (0, 20_000_000)));
+}
+
+/// A call of this key whose outcome nobody knows, as an earlier process left it in the ledger.
+async fn left_over(ledger: &dyn Ledger, key_id: &str, call_id: &str, (vendor, proof): (Option<&str>, Proof)) {
+    let key = ledger.key(key_id).await.unwrap().unwrap();
+    let facts = CallFacts {
+        call_id: call_id.to_owned(),
+        key_id: Some(key.id.clone()),
+        key_version: key.version,
+        vendor: vendor.map(str::to_owned),
+        operation: "refunds.create".to_owned(),
+        agent: key.agent.clone(),
+        label: key.label.clone(),
+        run: key.run.clone(),
+        moves_money: true,
+        ..CallFacts::default()
+    };
+    let request = ReserveRequest {
+        facts: Arc::new(facts),
+        identity: None,
+        ask: Ask::Amount(AmountAsk::default()),
+        hold_for_ms: 1_000,
+        max_open_holds: 100_000,
+    };
+    let answer = ledger.reserve(request).await.unwrap();
+    assert!(matches!(answer, ReserveAnswer::Granted(_)), "{answer:?}");
+    let settlement = Settlement {
+        call_id: call_id.to_owned(),
+        attempt: 1,
+        proof,
+        object: None,
+        reply: None,
+        facts: ReplyFacts::default(),
+    };
+    ledger.settle(settlement).await.unwrap();
+}
+
+fn lost() -> Proof {
+    Proof::NoProof {
+        reason: "timeout".to_owned(),
+    }
+}
+
+/// A refund whose reply was lost.
+async fn lost_refund(world: &World) -> String {
+    let fault = Fault::new(FaultKind::DropAfterExecuting).on("POST", "/v1/refunds");
+    world.stripe.fault(fault).unwrap();
+    let lost = world.post("/v1/refunds", "charge=ch_1&amount=2000").await;
+    world.clock.advance_ms(40_000);
+    lost.record.call_id
+}
+
+#[tokio::test]
+async fn a_thousand_abandoned_calls_do_not_hide_a_younger_one() {
+    let world = World::new(refunds(500)).await;
+    let ledger = world.kb.ledger();
+    for number in 0..1_001 {
+        let proof = if number % 2 == 0 { lost() } else { Proof::Accepted };
+        left_over(
+            ledger.as_ref(),
+            &world.key.id,
+            &format!("old-{number:04}"),
+            (None, proof),
+        )
+        .await;
+        world.clock.advance_ms(1);
+    }
+    let call_id = lost_refund(&world).await;
+    let asked = world
+        .kb
+        .reconcile(HoldFilter::default(), |_, _| ())
+        .await
+        .unwrap();
+    assert_eq!(asked.len(), 1_002);
+    let found = asked.iter().position(|one| one.call_id == call_id).unwrap();
+    assert_eq!(found, 501, "those of which nothing is known come first");
+    assert_eq!(asked[found].resolution, Resolution::Found("settled".to_owned()));
+    assert_eq!(world.budget().await, (20_000_000, 0));
+    let first = HoldFilter {
+        limit: 1,
+        ..HoldFilter::default()
+    };
+    let asked = world.kb.reconcile(first, |_, _| ()).await.unwrap();
+    assert_eq!((asked.len(), asked[0].call_id.as_str()), (1, "old-0000"));
+}
+
+#[tokio::test]
+async fn a_call_that_cannot_be_asked_about_does_not_stand_in_the_way_of_others() {
+    let world = World::new(refunds(500)).await;
+    let policy = json!({"vendor": "stripe", "label": "other", "secret": "elsewhere", "daily_usd_cap": 500,
+        "timezone": keybrake_tests::noon_zone(), "allowed_endpoints": ["refunds.create"]});
+    let other = world.issue(policy, "run_2").await;
+    let ledger = world.kb.ledger();
+    left_over(ledger.as_ref(), &other.id, "old-0", (Some("stripe"), lost())).await;
+    world.clock.advance_ms(1);
+    lost_refund(&world).await;
+    let asked = world
+        .kb
+        .reconcile(HoldFilter::default(), |_, _| ())
+        .await
+        .unwrap();
+    let [first, second] = asked.as_slice() else {
+        panic!("{asked:?}");
+    };
+    assert!(
+        matches!(&first.resolution, Resolution::Open(why) if why.contains("elsewhere")),
+        "{first:?}"
+    );
+    assert_eq!(second.resolution, Resolution::Found("settled".to_owned()));
+    assert_eq!(world.budget().await, (20_000_000, 0));
 }

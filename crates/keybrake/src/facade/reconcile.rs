@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::Keybrake;
 use crate::brake::{CachedKey, Prepared};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::idempotency;
 use crate::ledger::{HoldFilter, Reservation, State};
 use crate::vendors::{self, Finding, Inquiry, Reply, Unresolved, Vendor};
@@ -47,12 +47,13 @@ pub enum Resolution {
 }
 
 impl Keybrake {
-    /// Asks the vendors about every hold whose outcome is unknown or pending, and about every call whose cost may still
-    /// change (a payout that was accepted can fail); of these it answers the ones that did change. `progress` hears
-    /// (done, all).
+    /// Asks the vendors about every hold whose outcome is unknown, then about the pending ones, then about every call
+    /// whose cost may still change (a payout that was accepted can fail); of these last it answers the ones that did
+    /// change. Of the filter, a limit of 0 means all of them. `progress` hears (done, all).
     ///
     /// # Errors
-    /// `LedgerUnavailable`; a vendor that cannot be read leaves its calls open, with the reason.
+    /// `LedgerUnavailable`, `LedgerRecovering`. Whatever else is wrong with one call (its vendor cannot be read, its secret
+    /// is not here) leaves that call open, with the reason, and the others are asked about.
     pub async fn reconcile(
         &self,
         filter: HoldFilter,
@@ -60,18 +61,21 @@ impl Keybrake {
     ) -> Result<Vec<Reconciled>> {
         // What is known on this machine need not be asked of a vendor.
         self.deliver_outcomes().await?;
-        let mut holds = self.holds(filter.clone()).await?;
-        if filter.state.is_none() {
-            let state = Some(State::Provisional);
-            holds.extend(self.ledger().holds(HoldFilter { state, ..filter }).await?);
-        }
-        let due =
-            |hold: &&Reservation| matches!(hold.state, State::Unknown | State::Pending | State::Provisional);
-        let due: Vec<&Reservation> = holds.iter().filter(due).collect();
-        let mut found = Vec::with_capacity(due.len());
-        for (done, hold) in due.iter().enumerate() {
+        let due = self.due(filter).await?;
+        let mut found = Vec::new();
+        for (done, call_id) in due.iter().enumerate() {
             progress(done, due.len());
-            let resolution = self.ask(hold).await?;
+            // As it stands now: since the list was made, another may have found out.
+            let Some(hold) = self.ledger().reservation(call_id).await? else {
+                continue;
+            };
+            if !is_due(&hold) {
+                continue;
+            }
+            let resolution = match self.ask(&hold).await {
+                Err(error) if !is_of_the_ledger(&error) => Resolution::Open(error.to_string()),
+                asked => asked?,
+            };
             let unchanged = Resolution::Found(State::Provisional.as_str().to_owned());
             if hold.state == State::Provisional && resolution == unchanged {
                 continue;
@@ -87,6 +91,30 @@ impl Keybrake {
         }
         progress(due.len(), due.len());
         Ok(found)
+    }
+
+    /// The calls to ask about: first those of which nobody knows anything.
+    async fn due(&self, filter: HoldFilter) -> Result<Vec<String>> {
+        let most = match filter.limit {
+            0 => usize::MAX,
+            limit => usize::try_from(limit).unwrap_or(usize::MAX),
+        };
+        let states = [State::Unknown, State::Pending, State::Provisional];
+        let mut due = Vec::new();
+        for state in states {
+            if filter.state.is_some_and(|only| only != state) {
+                continue;
+            }
+            let one = HoldFilter {
+                state: Some(state),
+                limit: u32::MAX,
+                ..filter.clone()
+            };
+            let listed = self.ledger().holds(one).await?;
+            due.extend(listed.into_iter().map(|hold| hold.facts.call_id.clone()));
+        }
+        due.truncate(most);
+        Ok(due)
     }
 
     async fn ask(&self, hold: &Reservation) -> Result<Resolution> {
@@ -227,6 +255,18 @@ impl Keybrake {
             &self.brake().keys().vendor_key(&identity.id, hold.generation),
         ))
     }
+}
+
+fn is_due(hold: &Reservation) -> bool {
+    matches!(hold.state, State::Unknown | State::Pending | State::Provisional)
+}
+
+/// Whether nothing more can be asked, whichever call it is about.
+const fn is_of_the_ledger(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::LedgerUnavailable | ErrorKind::LedgerRecovering
+    )
 }
 
 /// A reply's `Date`, Unix milliseconds.
