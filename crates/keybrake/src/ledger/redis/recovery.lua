@@ -72,7 +72,7 @@ end
 -- Whether the last event is in the log, or archives have what was removed from it. Otherwise the ledger's own record has
 -- come back without the rest, and nothing of it counts as being here.
 local function has_last_event(p, l)
-  if l.seq == 0 or redis.call('HEXISTS', p.records, 'archives') == 1 then return true end
+  if l.seq == 0 or redis.call('HGET', p.records, 'archives') then return true end
   return #redis.call('XRANGE', p.events, whole(l.seq) .. '-0', '+', 'COUNT', '1') > 0
 end
 
