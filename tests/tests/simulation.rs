@@ -103,4 +103,5 @@ mutants! {
     caught_open_after_restart: OpenAfterRestart,
     caught_no_event: NoEvent,
     caught_stale_stops: StaleStops,
+    caught_reassert_as_reserve: ReassertAsReserve,
 }

@@ -10,6 +10,7 @@
 //! | `vendor` | idempotency keys, declines, late and broken answers, the journal |
 //! | `alone` | one server that nothing goes wrong with, in a time that a test sets |
 //! | `books` | what must be true after every step |
+//! | `owed` | what live processes must have said again before they go on |
 //! | `mutants` | broken ledgers that must be caught |
 #![expect(
     clippy::arithmetic_side_effects,
@@ -25,6 +26,7 @@ mod books;
 mod client;
 mod lua;
 mod mutants;
+mod owed;
 mod process;
 mod rng;
 mod run;

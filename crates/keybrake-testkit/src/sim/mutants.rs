@@ -26,11 +26,13 @@ pub enum Mutant {
     NoEvent,
     /// Stops are looked at in the client's copies only.
     StaleStops,
+    /// What was lost is said again as a plain reserve, which changes nothing of a call that is there already.
+    ReassertAsReserve,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::ReleaseOnTimeout,
         Self::TwoStepCheck,
         Self::SettleTwice,
@@ -42,6 +44,7 @@ impl Mutant {
         Self::OpenAfterRestart,
         Self::NoEvent,
         Self::StaleStops,
+        Self::ReassertAsReserve,
     ];
 
     /// The library as a server with this mistake has it.
@@ -64,6 +67,16 @@ impl Mutant {
                 "    for i = 1, (log_count > 1 and log_count - 1 or log_count) do\n",
             ),
             Self::StaleStops => (" and sv == l.sv ", " "),
+            Self::ReassertAsReserve => (
+                "  -- From here on only writes.\n",
+                "  for i = 1, again and text_count or 0 do
+                  if expected_texts[i] ~= '' and string.find(texts[i], ':r:', 1, true) then
+                    new_field_count, new_text_count, new_stop_count, listing_count = 0, 0, 0, 0
+                    log_count, more_open, holder_count = 0, 0, 0
+                    for n = 1, name_count do changed[n] = false end
+                  end
+                end\n",
+            ),
             _ => return text.to_owned(),
         };
         assert!(

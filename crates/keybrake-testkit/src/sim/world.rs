@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::books::Books;
 use super::lua::{Library, Shared};
 use super::mutants::Mutant;
+use super::owed::Owed;
 use super::process::{Process, passed_ms};
 use super::rng::Rng;
 use super::store::{Reply, Store};
@@ -86,6 +87,7 @@ pub(super) struct World {
     node: Mutex<Node>,
     pub(super) vendor: Mutex<Vendor>,
     pub(super) books: Mutex<Books>,
+    owed: Mutex<Owed>,
     violation: Mutex<Option<String>>,
     pub(super) over: AtomicBool,
     pub(super) ended: Notify,
@@ -126,6 +128,7 @@ impl World {
             }),
             vendor: Mutex::new(Vendor::new(habits)),
             books: Mutex::default(),
+            owed: Mutex::default(),
             violation: Mutex::new(None),
             over: AtomicBool::new(false),
             ended: Notify::new(),
@@ -216,6 +219,12 @@ impl World {
         let data = Arc::clone(&node.data);
         drop(node);
         let mut data = data.lock().unwrap();
+        let ran = self
+            .owed
+            .lock()
+            .unwrap()
+            .ran(from.number, words, &reply, &data.store);
+        self.check(ran);
         let written = data.store.take_written();
         if !written.is_empty() {
             if !opened && !opens && !recovers {
@@ -259,6 +268,7 @@ impl World {
         if let Some(store) = data {
             let mut books = self.books.lock().unwrap();
             let checked = books.replaced(&store);
+            self.owed.lock().unwrap().replaced(&store);
             if books.stopped && store.hash("kb:{default}:stops").is_empty() {
                 // Within the lag, a stop is lost like everything else.
                 books.stopped = false;
@@ -471,7 +481,13 @@ impl Connection for Line {
     async fn send(&self, command: &Cmd) -> RedisResult<Value> {
         let words = words(command);
         if self.reliable {
-            return self.arrives(&words).map_or_else(|kind| Err(io(kind)), value);
+            let arrived = self.arrives(&words);
+            self.world
+                .owed
+                .lock()
+                .unwrap()
+                .answered(self.process.number, &words);
+            return arrived.map_or_else(|kind| Err(io(kind)), value);
         }
         let deadline = Instant::now() + TIMEOUT;
         let world = &self.world;
@@ -490,7 +506,10 @@ impl Connection for Line {
             }
         }
         match tokio::time::timeout_at(deadline, answered).await {
-            Ok(Ok(Ok(reply))) => value(reply),
+            Ok(Ok(Ok(reply))) => {
+                world.owed.lock().unwrap().answered(self.process.number, &words);
+                value(reply)
+            }
             Ok(Ok(Err(kind))) => Err(io(kind)),
             Ok(Err(_)) | Err(_) => {
                 tokio::time::sleep_until(deadline).await;

@@ -388,7 +388,7 @@ local function step(keys, argv, again)
   end
   at = at + 3 * listing_count + 1
   local more_groups, more_open, log_count = tonumber(argv[at]), tonumber(argv[at + 1]), tonumber(argv[at + 2])
-  local log = at + 2
+  local log, said = at + 2, at + 2 + log_count + 1
 
   -- Does everything still stand?
   local late = now - guessed
@@ -453,9 +453,9 @@ local function step(keys, argv, again)
   if client ~= '' then at_work(p, now, client) end
   if again then
     if reports[p.meta] then reports[p.meta].moved = server_ms() end
-    at = log + log_count + 1
-    for i = 1, tonumber(argv[at]) do
-      local epoch, first, last = argv[at + 3 * i - 2], tonumber(argv[at + 3 * i - 1]), tonumber(argv[at + 3 * i])
+    for i = 1, tonumber(argv[said]) do
+      local base = said + 3 * i
+      local epoch, first, last = argv[base - 2], tonumber(argv[base - 1]), tonumber(argv[base])
       if epoch == '' then
         -- Whoever does not know the era means every one that lacks the number.
         for _, need in ipairs(needed(p)) do

@@ -20,7 +20,7 @@ use crate::ledger::reassertion::{Reasserted, Reassertion};
 use crate::ledger::rules;
 
 /// Between two looks at a ledger that waits for others.
-const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(50);
 /// Own steps that are said again in one step.
 const AT_ONCE: usize = 64;
 
