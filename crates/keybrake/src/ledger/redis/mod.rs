@@ -412,9 +412,7 @@ impl Ledger for RedisLedger {
 
     async fn sweep(&self, limit: u32) -> Result<u32> {
         self.flush().await?;
-        let kind = Kind { due: limit, ..ADMIN };
-        self.admin(kind, |draft, now_ms| rules::sweep(draft, now_ms, limit))
-            .await
+        self.own().sweep(&*self.clock, limit).await
     }
 
     async fn reservation(&self, call_id: &str) -> Result<Option<Reservation>> {

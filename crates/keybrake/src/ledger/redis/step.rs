@@ -22,6 +22,10 @@ use crate::ledger::types::HoldFilter;
 
 /// Drafts of one step before it is refused: many others change the same records all the time.
 pub(super) const DRAFTS: u32 = 200;
+/// Times that one step asks for records it lacks, besides: each time for all that it knows of.
+const FETCHES: u32 = 200;
+/// Calls past their deadline that one step deals with.
+const OVERDUE: u32 = 128;
 /// Drafts after which a step steps aside for a moment between tries.
 pub(super) const PATIENT: u32 = 8;
 /// A step rests on a time that may be off by so much: half a second.
@@ -134,18 +138,21 @@ impl Own {
         self.rejoin(clock).await?;
         let mark = kind.once.then(|| self.new_mark());
         let mut lost = None;
-        for draft in 0..DRAFTS {
-            if draft >= PATIENT {
-                self.step_aside(draft).await;
+        let (mut drafts, mut fetches) = (0_u32, 0_u32);
+        while drafts < DRAFTS && fetches < FETCHES {
+            if drafts >= PATIENT {
+                self.step_aside(drafts).await;
             }
             let (sent, answer, notes) =
                 match self.draft(clock, kind, (&lists, mark.as_deref(), None), &mut rule)? {
                     Next::Fetch(missing) => {
+                        fetches = fetches.saturating_add(1);
                         self.fetch(clock, missing, &mut lists).await?;
                         continue;
                     }
                     Next::Commit(sent, answer, notes) => (sent, answer, notes),
                 };
+            drafts = drafts.saturating_add(1);
             match self.commit(clock, *sent).await {
                 Ok((Answer::Done(counters), by)) => {
                     return answer.map(|answer| (answer, After { counters, by }));
@@ -219,20 +226,32 @@ impl Own {
         Ok(())
     }
 
-    /// Marks everything that is overdue as unknown, some at a time.
-    async fn lapse(&self, clock: &dyn Clock) -> Result<()> {
-        const BATCH: u32 = 256;
-        let kind = Kind {
-            guess: Guess::Nothing,
-            lapses: false,
-            once: false,
-            due: BATCH,
-        };
+    /// Marks everything that is overdue as unknown.
+    pub(super) async fn lapse(&self, clock: &dyn Clock) -> Result<()> {
+        self.sweep(clock, u32::MAX).await.map(|_| ())
+    }
+
+    /// Marks what is overdue as unknown, some at a time and at most so many; answers how many. Another process may do
+    /// the same at the same time: what it has marked is not marked again.
+    pub(super) async fn sweep(&self, clock: &dyn Clock, limit: u32) -> Result<u32> {
+        let mut marked = 0_u32;
         loop {
-            let rule = |draft: &mut Draft<'_>, _: &mut Flood, now_ms| rules::sweep(draft, now_ms, BATCH);
-            let (marked, _) = Box::pin(self.step(clock, kind, rule)).await?;
-            if marked < BATCH {
-                return Ok(());
+            let batch = limit.saturating_sub(marked).min(OVERDUE);
+            let kind = Kind {
+                // What is known of a call is copied with it; its counters change by differences.
+                guess: Guess::NewCall,
+                lapses: false,
+                once: true,
+                due: batch,
+            };
+            let rule = |draft: &mut Draft<'_>, _: &mut Flood, now_ms| {
+                let due = draft.lists.due.len();
+                rules::sweep(draft, now_ms, batch).map(|marked| (marked, due))
+            };
+            let ((more, due), _) = Box::pin(self.step(clock, kind, rule)).await?;
+            marked = marked.saturating_add(more);
+            if marked >= limit || due < usize::try_from(OVERDUE).unwrap_or(usize::MAX) {
+                return Ok(marked);
             }
         }
     }
@@ -393,11 +412,6 @@ impl Own {
         look.read(answer, &mut self.state().copies, clock.boot_ms())
     }
 
-    /// Copies the records of these calls.
-    async fn copy_calls(&self, clock: &dyn Clock, calls: &[String]) -> Result<()> {
-        self.copy_calls_over(&self.link, clock, calls).await
-    }
-
     async fn copy_calls_over(&self, link: &Link, clock: &dyn Clock, calls: &[String]) -> Result<()> {
         if calls.is_empty() {
             return Ok(());
@@ -463,7 +477,21 @@ impl Own {
             .arg(0)
             .arg(limit);
         let due = super::log::list(self.ask(&command).await?)?;
-        self.copy_calls(clock, &due).await?;
+        self.copy_calls_over(&self.link, clock, &due).await?;
+        let mut look = Look::default();
+        for call_id in &due {
+            let mut state = self.state();
+            let copy = state.copies.record(&format!("r:{call_id}"));
+            if let Some(Record::Call(call)) = copy.map(|copy| &copy.record) {
+                for pointer in rules::pointers(call) {
+                    look.record(format!("p:{pointer}"));
+                }
+            }
+        }
+        if !look.is_empty() {
+            let answer = self.ask(&look.command(&self.place.ns)).await?;
+            look.read(answer, &mut self.state().copies, clock.boot_ms())?;
+        }
         Ok(due)
     }
 

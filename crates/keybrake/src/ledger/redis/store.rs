@@ -312,7 +312,12 @@ impl Store for Draft<'_> {
                 break;
             }
             let call = self.call(call_id)?;
-            found.extend(call.filter(|call| call.state == State::Held && call.not_after_ms <= now_ms));
+            match call.filter(|call| call.state == State::Held) {
+                Some(call) if call.not_after_ms <= now_ms => found.push(call),
+                // Marked by another process meanwhile, or not a deadline of this call at all: the list is put right,
+                // because every decision waits for it.
+                other => self.list("deadlines", call_id, other.map(|call| call.not_after_ms)),
+            }
         }
         found.sort_by_key(|call| call.not_after_ms);
         Ok(found)

@@ -477,18 +477,32 @@ pub(super) fn keep(step: &mut Step<'_>, before: Option<State>, call: &Reservatio
     } else {
         call.changed_at_ms.saturating_add(own.remember_ms)
     };
-    let caller_key = caller_key_pointer(own, &call.facts);
-    for id in call.aliases.iter().chain([&own.id]).chain(&caller_key) {
-        let mut pointer = step.store.pointer(id)?.unwrap_or_default();
+    for id in kept_pointers(call, own) {
+        let mut pointer = step.store.pointer(&id)?.unwrap_or_default();
         match pointer.call_ids.last() {
             Some(newest) if *newest != call.facts.call_id => continue,
             Some(_) => {}
             None => pointer.call_ids.push(call.facts.call_id.clone()),
         }
         pointer.until_ms = until_ms;
-        step.store.put_pointer(id, pointer)?;
+        step.store.put_pointer(&id, pointer)?;
     }
     Ok(())
+}
+
+fn kept_pointers<'a>(call: &'a Reservation, own: &'a IdentityAsk) -> impl Iterator<Item = String> + 'a {
+    let ids = call.aliases.iter().chain([&own.id]).cloned();
+    ids.chain(caller_key_pointer(own, &call.facts))
+}
+
+/// The pointers that change when a held call becomes unknown, for a backend that fetches them beforehand.
+pub(in crate::ledger) fn pointers(call: &Reservation) -> Vec<String> {
+    let Some(own) = &call.identity else {
+        return Vec::new();
+    };
+    kept_pointers(call, own)
+        .chain([unknown_pointer(&own.content_id)])
+        .collect()
 }
 
 fn existing(earlier: &Reservation, differing: Vec<String>) -> ExistingCall {

@@ -28,6 +28,7 @@ mod verify;
 pub use budgets::{budgets, put_budget, usage};
 pub(in crate::ledger) use flood::Note as FloodNote;
 pub use flood::{Flood, flush_denials};
+pub(in crate::ledger) use identity::pointers;
 pub use keys::{issue_key, key, key_by_token, keys, revoke};
 pub(in crate::ledger) use lease::{GIVEN_BACK, leases_of};
 pub use lease::{LeasedEnd, lease, leased_end, leases};
