@@ -100,11 +100,12 @@ impl Default for Copies {
 }
 
 impl Copies {
-    /// Without a bound, for a snapshot of a whole ledger.
+    /// Without a bound, for a look at a whole ledger.
     pub(super) fn of_everything() -> Self {
         Self {
             records: LruCache::new_unbounded(),
             counters: LruCache::new_unbounded(),
+            holders: LruCache::new_unbounded(),
             ..Self::default()
         }
     }

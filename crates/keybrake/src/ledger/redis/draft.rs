@@ -1,6 +1,6 @@
 //! One step, drafted: the rules run on copies, and what they read, found and want to write is kept for the commit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::copies::{Copies, Copy, Standing};
@@ -12,6 +12,8 @@ use crate::ledger::types::{
     BudgetDef, BudgetId, CounterName, HoldFilter, Reservation, Scope, State, Stop, StopScope,
 };
 
+/// Entries of a step that are looked through one by one.
+const FEW: usize = 32;
 /// Stands for the number of open holds, which only changes by differences here.
 pub(super) const OPEN_BASE: u64 = 1 << 40;
 /// The sum of a rolling window is a counter of its own, under the family's name with this before it.
@@ -110,6 +112,8 @@ pub(super) struct Draft<'a> {
     pub(super) standing: Standing,
     pub(super) missing: Vec<Missing>,
     pub(super) entries: Vec<Entry>,
+    /// Where each entry is, once there are many.
+    places: HashMap<String, usize>,
     pub(super) tallies: Vec<Tally>,
     pub(super) guards: Vec<Guard>,
     pub(super) holders: Vec<Holder>,
@@ -137,6 +141,7 @@ impl<'a> Draft<'a> {
             standing,
             missing: Vec::new(),
             entries: Vec::with_capacity(12),
+            places: HashMap::new(),
             tallies: Vec::with_capacity(6),
             guards: Vec::new(),
             holders: Vec::new(),
@@ -162,26 +167,45 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// The record of this name, as this step sees it.
+    /// The record of this name, as this step sees it. One that is not at hand is taken to be absent for the rest of
+    /// this draft, which is not committed: so the rules go on, and all that they ask for is fetched at once.
     pub(super) fn entry(&mut self, name: String) -> Result<&mut Entry> {
-        let found = self.entries.iter().position(|entry| entry.name == name);
-        let index = if let Some(index) = found {
+        let index = if let Some(index) = self.place(&name) {
             index
         } else {
-            let copy = match self.copies.record(&name).cloned() {
-                Some(copy) => copy,
-                None if self.guessed(&name) => absent(),
-                None => return Err(self.lacks(Missing::Record(name))),
-            };
-            self.entries.push(Entry {
+            let copy = self.copies.record(&name).cloned();
+            if copy.is_none() && !self.guessed(&name) {
+                self.missing.push(Missing::Record(name.clone()));
+            }
+            let copy = copy.unwrap_or_else(absent);
+            self.add(Entry {
                 name,
                 seen: copy.text,
                 record: copy.record,
                 changed: false,
-            });
-            self.entries.len().saturating_sub(1)
+            })
         };
         self.entries.get_mut(index).ok_or_else(lost)
+    }
+
+    fn place(&self, name: &str) -> Option<usize> {
+        if self.places.is_empty() {
+            return self.entries.iter().position(|entry| entry.name == name);
+        }
+        self.places.get(name).copied()
+    }
+
+    fn add(&mut self, entry: Entry) -> usize {
+        let index = self.entries.len();
+        if index == FEW {
+            let named = self.entries.iter().enumerate();
+            self.places = named.map(|(index, entry)| (entry.name.clone(), index)).collect();
+        }
+        if index >= FEW {
+            self.places.insert(entry.name.clone(), index);
+        }
+        self.entries.push(entry);
+        index
     }
 
     pub(super) fn lacks(&mut self, missing: Missing) -> Error {
@@ -196,25 +220,28 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    pub(super) fn tally(&mut self, name: &str) -> Result<usize> {
+    pub(super) fn tally(&mut self, name: &str) -> usize {
         if let Some(index) = self.tallies.iter().position(|tally| tally.name == name) {
-            return Ok(index);
+            return index;
         }
         let before = match self.copies.counter(name) {
             Some(counter) => counter,
             None if self.guess != Guess::Nothing => Counter::default(),
-            None => return Err(self.lacks(Missing::Counter(name.to_owned()))),
+            None => {
+                self.missing.push(Missing::Counter(name.to_owned()));
+                Counter::default()
+            }
         };
         self.tallies.push(Tally {
             name: name.to_owned(),
             before,
             after: before,
         });
-        Ok(self.tallies.len().saturating_sub(1))
+        self.tallies.len().saturating_sub(1)
     }
 
     pub(super) fn tallied(&mut self, name: &str) -> Result<&mut Tally> {
-        let index = self.tally(name)?;
+        let index = self.tally(name);
         self.tallies.get_mut(index).ok_or_else(lost)
     }
 
@@ -232,12 +259,12 @@ impl<'a> Draft<'a> {
         self.holders.get_mut(index).ok_or_else(lost)
     }
 
-    pub(super) fn open_of(&mut self, key_id: &str) -> Result<u32> {
-        match self.copies.holder(key_id) {
-            Some(open) => Ok(open),
-            None if self.guess != Guess::Nothing => Ok(0),
-            None => Err(self.lacks(Missing::Holder(key_id.to_owned()))),
+    pub(super) fn open_of(&mut self, key_id: &str) -> u32 {
+        let open = self.copies.holder(key_id);
+        if open.is_none() && self.guess == Guess::Nothing {
+            self.missing.push(Missing::Holder(key_id.to_owned()));
         }
+        open.unwrap_or(0)
     }
 
     pub(super) fn standing_stops(&mut self) -> Result<Arc<BTreeMap<StopScope, Stop>>> {
@@ -371,13 +398,14 @@ impl Draft<'_> {
     /// A reply is written over whatever stands there: its call's record, which is compared, names it.
     pub(super) fn put_reply(&mut self, name: String, reply: Vec<u8>) {
         let record = Record::Reply(reply);
-        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.name == name) {
+        let place = self.place(&name);
+        if let Some(entry) = place.and_then(|place| self.entries.get_mut(place)) {
             (entry.record, entry.changed) = (record, true);
             return;
         }
         let known = self.copies.record(&name);
         let seen = known.map_or_else(|| Arc::from(""), |copy| Arc::clone(&copy.text));
-        self.entries.push(Entry {
+        self.add(Entry {
             name,
             seen,
             record,
@@ -387,7 +415,7 @@ impl Draft<'_> {
 
     /// Leaves a mark if the step writes anything, and rests on it not having been left yet: the step runs once.
     pub(super) fn mark(&mut self, name: &str) {
-        self.entries.push(Entry {
+        self.add(Entry {
             name: name.to_owned(),
             seen: Arc::from(""),
             record: Record::Mark,

@@ -338,8 +338,10 @@ impl Own {
         mut rule: impl FnMut(&mut Draft<'_>, i64) -> Result<T> + Send,
     ) -> Result<T> {
         let own = Self::new(self.place.clone(), self.id.clone(), &[]);
+        // It may be about everything that there is.
+        own.state().copies = Copies::of_everything();
         let mut lists = Lists::default();
-        for _ in 0..DRAFTS {
+        for _ in 0..FETCHES {
             let missing = {
                 let mut state = own.state();
                 match state.copies.standing(clock.boot_ms())? {
@@ -405,23 +407,24 @@ impl Own {
                 Missing::Budgets => lists.budgets = Some(self.budgets(link).await?),
             }
         }
-        if look.is_empty() {
-            return Ok(());
+        self.look_over(link, clock, look).await
+    }
+
+    /// Copies what is looked for, some at a time: nobody else is served while the server reads it.
+    async fn look_over(&self, link: &Link, clock: &dyn Clock, look: Look) -> Result<()> {
+        for look in look.parts(PAGE) {
+            let answer = call(link, &look.command(&self.place.ns)).await?;
+            look.read(answer, &mut self.state().copies, clock.boot_ms())?;
         }
-        let answer = call(link, &look.command(&self.place.ns)).await?;
-        look.read(answer, &mut self.state().copies, clock.boot_ms())
+        Ok(())
     }
 
     async fn copy_calls_over(&self, link: &Link, clock: &dyn Clock, calls: &[String]) -> Result<()> {
-        if calls.is_empty() {
-            return Ok(());
-        }
         let mut look = Look::default();
         for call in calls {
             look.record(format!("r:{call}"));
         }
-        let answer = call(link, &look.command(&self.place.ns)).await?;
-        look.read(answer, &mut self.state().copies, clock.boot_ms())
+        self.look_over(link, clock, look).await
     }
 
     /// Ids of the open holds that a filter asks for, oldest first.
@@ -488,10 +491,7 @@ impl Own {
                 }
             }
         }
-        if !look.is_empty() {
-            let answer = self.ask(&look.command(&self.place.ns)).await?;
-            look.read(answer, &mut self.state().copies, clock.boot_ms())?;
-        }
+        self.look_over(&self.link, clock, look).await?;
         Ok(due)
     }
 

@@ -41,7 +41,7 @@ impl Store for Draft<'_> {
                 } else {
                     counter.to_owned()
                 };
-                let Ok(tally) = self.tally(&name) else { return };
+                let tally = self.tally(&name);
                 let before = self.tallies.get(tally).map_or(found, |tally| tally.before);
                 // What the step makes of the counter before it adds: buckets that leave a rolling window.
                 let difference = |now: i64, then: i64| i128::from(now).saturating_sub(i128::from(then));
@@ -87,7 +87,7 @@ impl Store for Draft<'_> {
             Record::Key(state) => state.clone(),
             _ => return Err(lost()),
         };
-        let open_holds = self.open_of(key_id)?;
+        let open_holds = self.open_of(key_id);
         Ok(Some(KeyState { open_holds, ..state }))
     }
 
@@ -178,7 +178,7 @@ impl Store for Draft<'_> {
     }
 
     fn exact_counter(&mut self, name: &str) -> Result<Counter> {
-        let tally = self.tally(name)?;
+        let tally = self.tally(name);
         if !self
             .guards
             .iter()

@@ -340,13 +340,10 @@ pub(super) struct Look {
 
 impl Look {
     pub(super) fn record(&mut self, name: String) {
-        let names = if records::is_field(&name) {
-            &mut self.fields
+        if records::is_field(&name) {
+            self.fields.push(name);
         } else {
-            &mut self.texts
-        };
-        if !names.contains(&name) {
-            names.push(name);
+            self.texts.push(name);
         }
     }
 
@@ -368,6 +365,31 @@ impl Look {
             && self.counters.is_empty()
             && self.holders.is_empty()
             && !self.stops
+    }
+
+    /// The same in parts, each of at most so many names of a kind; none when it looks for nothing.
+    pub(super) fn parts(mut self, most: usize) -> Vec<Self> {
+        for names in [
+            &mut self.fields,
+            &mut self.texts,
+            &mut self.counters,
+            &mut self.holders,
+        ] {
+            names.sort_unstable();
+            names.dedup();
+        }
+        let mut parts = Vec::new();
+        while !self.is_empty() {
+            let some = |names: &mut Vec<String>| names.split_off(names.len().saturating_sub(most));
+            parts.push(Self {
+                fields: some(&mut self.fields),
+                texts: some(&mut self.texts),
+                counters: some(&mut self.counters),
+                holders: some(&mut self.holders),
+                stops: std::mem::take(&mut self.stops),
+            });
+        }
+        parts
     }
 
     pub(super) fn command(&self, ns: &Namespace) -> Cmd {
