@@ -163,3 +163,37 @@ async fn an_identity_that_joined_an_open_call_has_no_end_either() {
         (State::Settled, Usd::from_micros(DOLLAR))
     );
 }
+
+/// Commands reach the server later than half a second after they were sent, every time.
+#[tokio::test]
+async fn a_far_server_can_be_used() {
+    let server = Alone::at(NOW_MS);
+    let ledger = server.open(5_000).await;
+    let first = key(&ledger, "vk_1").await;
+    server.set_late_ms(700);
+    for name in ["one", "two"] {
+        let granted = books::reserve(&ledger, books::call(&first, name, DOLLAR)).await;
+        let granted = granted.unwrap().unwrap();
+        let left_ms = granted.not_after_ms - server.now_ms();
+        assert!(left_ms >= 130_000, "a hold is given the time on top: {left_ms}");
+    }
+    server.take_asked();
+    ledger.settle(books::charged("one", DOLLAR)).await.unwrap();
+    assert_eq!(server.take_asked().len(), 1, "once it is known");
+}
+
+/// It never comes to a decision: then it says so, and does not go on asking.
+#[tokio::test]
+async fn a_step_that_is_always_too_late_is_given_up() {
+    let server = Alone::at(NOW_MS);
+    let ledger = server.open(1_000).await;
+    let first = key(&ledger, "vk_1").await;
+    server.set_late_ms(1_600);
+    server.take_asked();
+    let refused = books::reserve(&ledger, books::call(&first, "one", DOLLAR)).await;
+    let said = refused.unwrap_err().to_string();
+    assert!(said.contains("no decision within 3 times 1000 ms"), "{said}");
+    assert!(server.take_asked().len() < 5);
+    server.set_late_ms(0);
+    books::reserve(&ledger, books::call(&first, "one", DOLLAR)).await.unwrap().unwrap();
+}

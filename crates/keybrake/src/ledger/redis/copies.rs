@@ -179,6 +179,12 @@ impl Copies {
         self.standing = Some((standing, boot_ms));
     }
 
+    /// The ledger's time at the last answer; nothing for a test's ledger.
+    pub(super) fn told_ms(&self) -> Option<i64> {
+        let (standing, _) = self.standing.as_ref()?;
+        (!standing.fixed).then_some(standing.now_ms)
+    }
+
     /// What this process remembers of the log.
     pub(super) const fn known(&self) -> Option<Known> {
         self.known

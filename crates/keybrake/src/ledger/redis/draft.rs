@@ -126,6 +126,8 @@ pub(super) struct Draft<'a> {
     pub(super) more_groups: i64,
     pub(super) more_open: i64,
     pub(super) looks_at_deadlines: bool,
+    /// By how much the time that the step rests on may be off. A hold is given it on top.
+    pub(super) slack_ms: i64,
     /// For `verify` only.
     pub(super) snapshot: Option<Snapshot>,
     /// The bucket that was last written, so that its window lists it.
@@ -153,6 +155,7 @@ impl<'a> Draft<'a> {
             more_groups: 0,
             more_open: 0,
             looks_at_deadlines: false,
+            slack_ms: 0,
             snapshot: None,
             last_counter: None,
         }

@@ -369,13 +369,14 @@ impl Ledger for RedisLedger {
 
     async fn reserve(&self, mut request: ReserveRequest) -> Result<ReserveAnswer> {
         let own = self.own();
-        request.hold_for_ms = request.hold_for_ms.saturating_add(own.slack_ms());
+        let hold_for_ms = request.hold_for_ms;
         let moves_money = request.facts.moves_money;
         if moves_money {
             own.link.replicas_back().await?;
         }
         let (mut answer, after) = own
             .step(&*self.clock, DECISION, |draft, flood, now_ms| {
+                request.hold_for_ms = hold_for_ms.saturating_add(draft.slack_ms);
                 rules::reserve(draft, flood, now_ms, &request)
             })
             .await?;

@@ -28,8 +28,10 @@ const FETCHES: u32 = 200;
 const OVERDUE: u32 = 128;
 /// Drafts after which a step steps aside for a moment between tries.
 pub(super) const PATIENT: u32 = 8;
-/// A step rests on a time that may be off by so much: half a second.
+/// A step rests on a time that may be off by so much: half a second, or more where answers take longer.
 const SLACK_MS: i64 = 500;
+/// A step that is not decided after so many times the URL's timeout is refused.
+const TIMEOUTS: i64 = 3;
 /// Open holds read at a time.
 const PAGE: usize = 1_000;
 
@@ -49,6 +51,8 @@ pub(super) struct Own {
 pub(super) struct Memory {
     pub(super) copies: Copies,
     flood: Flood,
+    /// By how much a step's time may be off: as much as steps were late before.
+    slack_ms: i64,
 }
 
 impl Memory {
@@ -98,6 +102,7 @@ impl Own {
             state: Mutex::new(Memory {
                 copies: Copies::anew(Past::in_eras(eras)),
                 flood: Flood::with_notes(),
+                slack_ms: SLACK_MS,
             }),
             opening: AsyncMutex::const_new(()),
         }
@@ -111,13 +116,8 @@ impl Own {
         self.state().copies.trust_clock();
     }
 
-    /// Time is given to a hold for what a step's time may lag behind.
-    pub(super) fn slack_ms(&self) -> i64 {
-        let state = self.state();
-        match state.copies.standing(0) {
-            Ok(Some(standing)) if standing.fixed => 0,
-            _ => SLACK_MS,
-        }
+    fn timeout_ms(&self) -> i64 {
+        i64::try_from(self.place.timeout.as_millis()).unwrap_or(i64::MAX)
     }
 
     /// Runs a rule and commits what it wants.
@@ -139,7 +139,15 @@ impl Own {
         let mark = kind.once.then(|| self.new_mark());
         let mut lost = None;
         let (mut drafts, mut fetches) = (0_u32, 0_u32);
+        let mut until_ms = clock.boot_ms().saturating_add(self.timeout_ms().saturating_mul(TIMEOUTS));
         while drafts < DRAFTS && fetches < FETCHES {
+            if clock.boot_ms() > until_ms {
+                return Err(Error::ledger(format!(
+                    "the ledger at {} came to no decision within {TIMEOUTS} times {} ms; nothing was sent",
+                    self.place.shown,
+                    self.timeout_ms(),
+                )));
+            }
             if drafts >= PATIENT {
                 self.step_aside(drafts).await;
             }
@@ -166,7 +174,11 @@ impl Own {
                     }
                     self.state().flood.take_back(notes);
                     if kind.lapses && !due.is_empty() {
+                        // That is done for everybody, and is not time of this step.
+                        let began_ms = clock.boot_ms();
                         self.lapse(clock).await?;
+                        let took_ms = clock.boot_ms().saturating_sub(began_ms);
+                        until_ms = until_ms.saturating_add(took_ms);
                     }
                 }
                 Ok((Answer::Closed, _)) => {
@@ -264,7 +276,11 @@ impl Own {
         rule: &mut impl FnMut(&mut Draft<'_>, &mut Flood, i64) -> Result<T>,
     ) -> Result<Next<T>> {
         let mut state = self.state();
-        let Memory { copies, flood } = &mut *state;
+        let Memory {
+            copies,
+            flood,
+            slack_ms,
+        } = &mut *state;
         let telling = Telling {
             client: copies
                 .past
@@ -278,6 +294,7 @@ impl Own {
         let known = copies.known().unwrap_or_default();
         let mut draft = Draft::new(copies, lists, kind.guess, standing);
         draft.looks_at_deadlines = kind.lapses;
+        draft.slack_ms = if standing.fixed { 0 } else { *slack_ms };
         let answer = rule(&mut draft, flood, standing.now_ms);
         let notes = flood.take_notes();
         if !draft.missing.is_empty() {
@@ -291,14 +308,7 @@ impl Own {
         if let Some(mark) = mark {
             draft.mark(mark);
         }
-        let slack_ms = if standing.fixed { 0 } else { SLACK_MS };
-        let sent = wire::commit(
-            &draft,
-            &self.place.ns,
-            (&self.id, known),
-            (standing, slack_ms),
-            telling,
-        );
+        let sent = wire::commit(&draft, &self.place.ns, (&self.id, known), standing, telling);
         match sent {
             Ok(sent) => Ok(Next::Commit(Box::new(sent), answer, notes)),
             Err(error) => {
@@ -320,9 +330,19 @@ impl Own {
         match self.link.call_by(&sent.command).await {
             Ok((value, by)) => {
                 let mut state = self.state();
-                sent.read(value, &mut state.copies, clock.boot_ms())
-                    .map(|answer| (answer, by))
-                    .map_err(Failure::Refused)
+                let guessed_ms = sent.guessed_ms;
+                let answer = sent
+                    .read(value, &mut state.copies, clock.boot_ms())
+                    .map_err(Failure::Refused)?;
+                if let (Answer::Moved(_), Some(now_ms)) = (&answer, state.copies.told_ms()) {
+                    // It may have been late, and would be the next time too: over a slow network, or behind a queue.
+                    let late_ms = now_ms.saturating_sub(guessed_ms).saturating_abs();
+                    let most_ms = self.timeout_ms().max(SLACK_MS);
+                    if late_ms > state.slack_ms {
+                        state.slack_ms = late_ms.saturating_mul(2).min(most_ms);
+                    }
+                }
+                Ok((answer, by))
             }
             Err(failure) => {
                 self.state().copies.forget(sent.names());

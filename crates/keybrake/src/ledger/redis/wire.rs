@@ -16,6 +16,8 @@ use crate::ledger::types::{Stop, StopScope};
 /// A step as it is sent, with what is needed to read the answer.
 pub(super) struct Sent {
     pub(super) command: Cmd,
+    /// The time that it rests on.
+    pub(super) guessed_ms: i64,
     /// Names of the records that are fields, in the order of the command.
     fields: Vec<String>,
     /// Names of the records that are keys of their own.
@@ -85,7 +87,7 @@ pub(super) fn commit(
     draft: &Draft<'_>,
     ns: &Namespace,
     (id, known): (&str, Known),
-    (standing, slack_ms): (Standing, i64),
+    standing: Standing,
     telling: Telling<'_>,
 ) -> Result<Sent> {
     let (mut fields, mut texts) = (Vec::new(), Vec::new());
@@ -102,7 +104,7 @@ pub(super) fn commit(
     let mut command = function(name, ns, &names);
     command
         .arg(standing.now_ms)
-        .arg(slack_ms)
+        .arg(draft.slack_ms)
         .arg(draft.from_ms)
         .arg(draft.until_ms)
         .arg(standing.groups_version)
@@ -151,6 +153,7 @@ pub(super) fn commit(
     }
     Ok(Sent {
         command,
+        guessed_ms: standing.now_ms,
         fields: fields.iter().map(|entry| entry.name.clone()).collect(),
         texts: names,
         counters: draft.tallies.iter().map(|tally| tally.name.clone()).collect(),
