@@ -285,6 +285,22 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// A call for a list that informs: as it was last seen, and without the step resting on it.
+    pub(super) fn shown(&mut self, call_id: &str) -> Result<Option<Reservation>> {
+        let name = format!("r:{call_id}");
+        if self.place(&name).is_some() {
+            return self.call(call_id);
+        }
+        match self.copies.record(&name).map(|copy| &copy.record) {
+            Some(Record::Call(call)) => Ok(Some(Reservation::clone(call))),
+            Some(_) => Ok(None),
+            None => {
+                self.missing.push(Missing::Record(name));
+                Ok(None)
+            }
+        }
+    }
+
     /// Where a reservation is listed, and with which time.
     pub(super) fn listed(call: &Reservation) -> [(&'static str, Option<i64>); 3] {
         [

@@ -86,12 +86,6 @@ const ADMIN: Kind = Kind {
     once: true,
     due: 0,
 };
-const SWEEP: Kind = Kind {
-    guess: Guess::Nothing,
-    lapses: true,
-    once: false,
-    due: 0,
-};
 
 /// A handle on a namespace of a Redis server.
 #[derive(Debug)]
@@ -351,8 +345,10 @@ impl Ledger for RedisLedger {
             rules::set_stop(draft, now_ms, &scope, &admin)
         })
         .await?;
+        // What it meets only informs: others go on with their calls meanwhile.
+        self.own().lapse(&*self.clock).await?;
         let answer = self
-            .admin(SWEEP, |draft, now_ms| rules::stop(draft, now_ms, &scope, &admin))
+            .look(|draft, now_ms| rules::stop(draft, now_ms, &scope, &admin))
             .await?;
         self.end_leases(Before::Stop(&scope)).await?;
         Ok(answer)
@@ -421,7 +417,8 @@ impl Ledger for RedisLedger {
     }
 
     async fn holds(&self, filter: HoldFilter) -> Result<Vec<Reservation>> {
-        self.admin(SWEEP, |draft, now_ms| rules::holds(draft, now_ms, &filter))
+        self.own().lapse(&*self.clock).await?;
+        self.look(|draft, now_ms| rules::holds(draft, now_ms, &filter))
             .await
     }
 

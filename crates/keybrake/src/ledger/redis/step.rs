@@ -26,13 +26,13 @@ pub(super) const DRAFTS: u32 = 200;
 const FETCHES: u32 = 200;
 /// Calls past their deadline that one step deals with.
 const OVERDUE: u32 = 128;
-/// Drafts after which a step steps aside for a moment between tries.
+/// Drafts after which a step steps aside for a moment between tries, and looks again at what it rests on.
 pub(super) const PATIENT: u32 = 8;
 /// A step rests on a time that may be off by so much: half a second, or more where answers take longer.
 const SLACK_MS: i64 = 500;
 /// A step that is not decided after so many times the URL's timeout is refused.
 const TIMEOUTS: i64 = 3;
-/// Open holds read at a time.
+/// Open holds, or records, read at a time.
 const PAGE: usize = 1_000;
 
 /// What belongs to one process: a fork's child has its own.
@@ -148,9 +148,6 @@ impl Own {
                     self.timeout_ms(),
                 )));
             }
-            if drafts >= PATIENT {
-                self.step_aside(drafts).await;
-            }
             let (sent, answer, notes) =
                 match self.draft(clock, kind, (&lists, mark.as_deref(), None), &mut rule)? {
                     Next::Fetch(missing) => {
@@ -161,6 +158,7 @@ impl Own {
                     Next::Commit(sent, answer, notes) => (sent, answer, notes),
                 };
             drafts = drafts.saturating_add(1);
+            let again = (drafts >= PATIENT).then(|| sent.look());
             match self.commit(clock, *sent).await {
                 Ok((Answer::Done(counters), by)) => {
                     return answer.map(|answer| (answer, After { counters, by }));
@@ -179,6 +177,10 @@ impl Own {
                         self.lapse(clock).await?;
                         let took_ms = clock.boot_ms().saturating_sub(began_ms);
                         until_ms = until_ms.saturating_add(took_ms);
+                    }
+                    if let Some(again) = again {
+                        self.step_aside(drafts).await;
+                        self.look_over(&self.link, clock, again).await?;
                     }
                 }
                 Ok((Answer::Closed, _)) => {
@@ -452,6 +454,7 @@ impl Own {
         let limit =
             usize::try_from(if filter.limit == 0 { 1_000 } else { filter.limit }).unwrap_or(usize::MAX);
         let mut found = Vec::new();
+        let most = limit.clamp(1, PAGE);
         let mut from = 0_usize;
         let list = match filter.state {
             Some(crate::ledger::types::State::Provisional) => "provisional",
@@ -462,10 +465,10 @@ impl Own {
             command
                 .arg(self.place.ns.place(list))
                 .arg(from)
-                .arg(from.saturating_add(PAGE).saturating_sub(1));
+                .arg(from.saturating_add(most).saturating_sub(1));
             let page = super::log::list(call(link, &command).await?)?;
             self.copy_calls_over(link, clock, &page).await?;
-            let last = page.len() < PAGE;
+            let last = page.len() < most;
             from = from.saturating_add(page.len());
             {
                 let mut state = self.state();

@@ -330,7 +330,7 @@ impl Store for Draft<'_> {
         };
         let mut found = Vec::with_capacity(ids.len());
         for id in ids {
-            found.extend(self.call(&id)?);
+            found.extend(self.shown(&id)?);
         }
         found.retain(|call| log::wanted(call, filter));
         Ok(found)

@@ -272,6 +272,17 @@ impl Sent {
         }
     }
 
+    /// All that the step rests on, to be looked at again.
+    pub(super) fn look(&self) -> Look {
+        Look {
+            fields: self.fields.clone(),
+            texts: self.texts.clone(),
+            counters: self.counters.clone(),
+            holders: self.holders.clone(),
+            stops: false,
+        }
+    }
+
     /// Reads the answer into the copies.
     pub(super) fn read(self, answer: Value, copies: &mut Copies, boot_ms: i64) -> Result<Answer> {
         let mut parts = Parts::of(answer)?;

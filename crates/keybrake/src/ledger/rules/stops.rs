@@ -1,6 +1,6 @@
 //! Standing refusals. Looked at in the same step as the money, and when keys are issued.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use super::acts;
 use super::step::{Step, admin_body};
@@ -79,16 +79,15 @@ fn reach(step: &mut Step<'_>, scope: &StopScope) -> Result<(u32, u32)> {
     let mut refused = 0_u32;
     let mut others = BTreeSet::new();
     let records = step.store.key_records()?;
+    let by_id: HashMap<&str, &KeyRecord> = records.iter().map(|key| (key.id.as_str(), key)).collect();
     for record in &records {
         let state = step.store.key_state(&record.id)?;
         let open = state.is_some_and(|key| key.revoked_at_ms.is_none() && !step.reached(key.expires_at_ms));
         if !open {
             continue;
         }
-        let mut family = records
-            .iter()
-            .filter(|other| record.ancestors.contains(&other.id))
-            .chain([record]);
+        let ancestors = record.ancestors.iter().filter_map(|id| by_id.get(id.as_str()));
+        let mut family = ancestors.copied().chain([record]);
         if family.any(|member| covers_key(scope, member)) {
             refused = refused.saturating_add(1);
         } else if let Some(run) = &record.run {
