@@ -62,6 +62,15 @@ pub async fn key(ledger: &dyn Ledger, id: &str, budgets: &[BudgetDef]) -> keybra
     if let Some(key) = ledger.key(id).await? {
         return Ok(key);
     }
+    match ledger.issue_key(issue(id, budgets)).await {
+        Ok(key) => Ok(key),
+        // Another process was quicker.
+        Err(error) => ledger.key(id).await?.ok_or(error),
+    }
+}
+
+/// A key with these budgets, good for a day.
+pub fn issue(id: &str, budgets: &[BudgetDef]) -> IssueKey {
     let key = KeyRecord {
         id: id.to_owned(),
         token_hash: TokenHash(format!("hash-of-{id}")),
@@ -87,16 +96,11 @@ pub async fn key(ledger: &dyn Ledger, id: &str, budgets: &[BudgetDef]) -> keybra
         revoked_at_ms: None,
         metadata: serde_json::Map::new(),
     };
-    let issue = IssueKey {
+    IssueKey {
         key,
         expires_in_ms: Some(DAY_MS),
         attribution_only: Vec::new(),
         admin: admin(),
-    };
-    match ledger.issue_key(issue).await {
-        Ok(key) => Ok(key),
-        // Another process was quicker.
-        Err(error) => ledger.key(id).await?.ok_or(error),
     }
 }
 

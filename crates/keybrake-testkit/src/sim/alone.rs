@@ -26,6 +26,8 @@ struct Inner {
     late_ms: AtomicI64,
     random: AtomicU64,
     asked: Mutex<Vec<Asked>>,
+    /// What happens after so many more looks.
+    then: Mutex<Option<(usize, Box<dyn FnOnce() + Send>)>>,
 }
 
 /// A command that arrived.
@@ -53,6 +55,7 @@ impl Alone {
             late_ms: AtomicI64::new(0),
             random: AtomicU64::new(0),
             asked: Mutex::default(),
+            then: Mutex::new(None),
         }))
     }
 
@@ -99,13 +102,31 @@ impl Alone {
         self.run(&words) == super::store::Reply::Int(1)
     }
 
+    /// Has this done when the ledger's function `look` has been called so many times more, before its answer arrives.
+    pub fn after_looks(&self, looks: usize, then: impl FnOnce() + Send + 'static) {
+        *self.0.then.lock().unwrap() = Some((looks, Box::new(then)));
+    }
+
     /// What arrived since the last time.
     pub fn take_asked(&self) -> Vec<Asked> {
         std::mem::take(&mut *self.0.asked.lock().unwrap())
     }
 
-    fn now_ms(&self) -> i64 {
+    /// The server's time, Unix milliseconds.
+    pub fn now_ms(&self) -> i64 {
         self.0.clock.now_ms() + self.0.ahead_ms.load(Ordering::SeqCst)
+    }
+
+    fn looked(&self) {
+        let mut then = self.0.then.lock().unwrap();
+        if let Some((looks, _)) = &mut *then {
+            *looks = looks.saturating_sub(1);
+        }
+        let now = then.take_if(|(looks, _)| *looks == 0);
+        drop(then);
+        if let Some((_, now)) = now {
+            now();
+        }
     }
 
     fn run(&self, words: &[String]) -> super::store::Reply {
@@ -147,6 +168,10 @@ impl Connection for Alone {
             name: name.unwrap_or_default().to_owned(),
             words: words.len(),
         });
-        value(self.run(&words))
+        let answer = self.run(&words);
+        if name == Some("look") {
+            self.looked();
+        }
+        value(answer)
     }
 }

@@ -363,11 +363,21 @@ impl Own {
         // It may be about everything that there is.
         own.state().copies = Copies::of_everything();
         let mut lists = Lists::default();
+        let mut groups_version = None;
         for _ in 0..FETCHES {
             let missing = {
                 let mut state = own.state();
                 match state.copies.standing(clock.boot_ms())? {
                     None => vec![Missing::Stops],
+                    // A group gained a budget between two answers: what is known of it is older than the version.
+                    Some(standing)
+                        if *groups_version.get_or_insert(standing.groups_version) != standing.groups_version =>
+                    {
+                        groups_version = None;
+                        state.copies = Copies::of_everything();
+                        lists = Lists::default();
+                        continue;
+                    }
                     Some(standing) => {
                         let mut draft = Draft::new(&mut state.copies, &lists, Guess::Nothing, standing);
                         let answer = rule(&mut draft, standing.now_ms);
