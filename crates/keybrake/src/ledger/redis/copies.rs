@@ -79,8 +79,8 @@ pub(super) struct Copies {
     pub(super) past: Past,
     /// Set when the server's clock jumped, until a person accepts it: by how much, in milliseconds.
     jumped_ms: Option<i64>,
-    /// The ledger's time when a person last accepted the clock.
-    accepted_ms: Option<i64>,
+    /// When a person last accepted the clock, as this process took note of it.
+    accepted: Option<Vec<u64>>,
 }
 
 impl Default for Copies {
@@ -94,7 +94,7 @@ impl Default for Copies {
             known: None,
             past: Past::default(),
             jumped_ms: None,
-            accepted_ms: None,
+            accepted: None,
         }
     }
 }
@@ -164,8 +164,7 @@ impl Copies {
             let passed_ms = boot_ms.saturating_sub(*before_boot_ms);
             let expected_ms = before.now_ms.saturating_add(passed_ms);
             let jump_ms = standing.now_ms.saturating_sub(expected_ms);
-            let accepted = self.accepted_ms.is_some_and(|at_ms| at_ms > expected_ms);
-            if jump_ms.saturating_abs() > JUMP_MS && !accepted {
+            if jump_ms.saturating_abs() > JUMP_MS {
                 // The last time that could be trusted stays what the next answer is compared with.
                 *before = Standing {
                     now_ms: before.now_ms,
@@ -219,9 +218,16 @@ impl Copies {
         self.jumped_ms.is_some()
     }
 
-    /// Takes note that a person accepted the server's clock at this time of the ledger.
-    pub(super) const fn accept_clock(&mut self, at_ms: i64) {
-        self.accepted_ms = Some(at_ms);
+    /// Trusts the clock if a person has accepted it since it was last trusted here. `times` is the record of that, with
+    /// the ledger's time last. That never goes back, so what was accepted later has a later time, or the same while it
+    /// stands still because the server's clock was set back.
+    pub(super) fn accepted(&mut self, times: &[u64]) {
+        let trusted_ms = self.standing.as_ref().map_or(i64::MIN, |(standing, _)| standing.now_ms);
+        let later = times.last().is_some_and(|at_ms| at_ms.cast_signed() >= trusted_ms);
+        if later && self.accepted.as_deref() != Some(times) {
+            self.trust_clock();
+        }
+        self.accepted = Some(times.to_vec());
     }
 
     /// Trusts the server's clock as it stands.

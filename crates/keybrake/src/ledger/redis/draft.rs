@@ -395,7 +395,9 @@ impl Draft<'_> {
 
     /// Writes down for the other processes that a person accepted the server's clock.
     pub(super) fn clock_accepted(&mut self, now_ms: i64) -> Result<()> {
-        self.put("clock".to_owned(), Record::Numbers(vec![now_ms.cast_unsigned()]))
+        // The event's number tells two of them apart while the ledger's time stands still.
+        let times = vec![self.standing.last_seq, now_ms.cast_unsigned()];
+        self.put("clock".to_owned(), Record::Numbers(times))
     }
 
     /// Adds a checkpoint after the one of this number, if that is still the last.

@@ -226,15 +226,11 @@ impl Own {
             let mut memory = self.state();
             let copies = &mut memory.copies;
             look.read(answer, copies, clock.boot_ms())?;
-            let accepted = match copies.record("clock").map(|copy| &copy.record) {
-                Some(Record::Numbers(times)) => times.last().map(|at_ms| at_ms.cast_signed()),
-                _ => None,
-            };
             if !copies.jumped() {
                 break;
             }
-            if let Some(at_ms) = accepted {
-                copies.accept_clock(at_ms);
+            if let Some(Record::Numbers(times)) = copies.record("clock").map(|copy| copy.record.clone()) {
+                copies.accepted(&times);
             }
         }
         Ok(())
