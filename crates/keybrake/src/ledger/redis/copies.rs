@@ -174,6 +174,10 @@ impl Copies {
                 return;
             }
         }
+        if self.standing.is_none() {
+            // Nothing says that the stops have not changed since they were copied.
+            self.stops = None;
+        }
         self.jumped_ms = None;
         self.standing = Some((standing, boot_ms));
     }
@@ -234,6 +238,7 @@ impl Copies {
     pub(super) fn trust_clock(&mut self) {
         self.jumped_ms = None;
         self.standing = None;
+        self.stops = None;
     }
 
     /// How the ledger stood when it last answered, with its time as it must be by now.
@@ -266,5 +271,55 @@ impl Copies {
         for name in names {
             self.records.remove(&name);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(now_ms: i64, stops_version: u64) -> Standing {
+        Standing {
+            now_ms,
+            stops_version,
+            open: true,
+            ..Standing::default()
+        }
+    }
+
+    /// A stop may have been set while the clock was being accepted.
+    #[test]
+    fn stops_are_asked_for_again_once_the_clock_is_trusted_again() {
+        let mut copies = Copies::default();
+        copies.stand(at(1_000, 1), 0);
+        copies.stops = Some(Arc::default());
+        copies.trust_clock();
+        assert!(copies.stops.is_none());
+        // An answer that was on its way brings them back, and another says that there are later ones.
+        copies.stops = Some(Arc::default());
+        copies.stand(at(2_000, 2), 1_000);
+        assert!(copies.stops.is_none());
+    }
+
+    #[test]
+    fn a_clock_is_accepted_once() {
+        let mut copies = Copies::default();
+        copies.stand(at(1_000_000, 1), 0);
+        let jumped = |copies: &mut Copies| {
+            // The ledger's time stands still, and this machine's clock does not.
+            copies.stand(at(1_000_000, 1), 400_000);
+            copies.jumped()
+        };
+        assert!(jumped(&mut copies));
+        copies.accepted(&[6, 900_000]);
+        assert!(copies.jumped(), "accepted before it jumped");
+        copies.accepted(&[7, 1_000_000]);
+        assert!(!copies.jumped());
+        copies.stand(at(1_000_000, 1), 0);
+        assert!(jumped(&mut copies), "another jump");
+        copies.accepted(&[7, 1_000_000]);
+        assert!(copies.jumped(), "accepted already");
+        copies.accepted(&[9, 1_000_000]);
+        assert!(!copies.jumped());
     }
 }
