@@ -155,3 +155,47 @@ fn threads_with_runtimes_of_their_own_share_a_ledger() {
         books_agree(&*ledger).await;
     });
 }
+
+/// Each keeps its connection, however many there are.
+#[test]
+fn many_runtimes_that_take_turns_keep_their_connections() {
+    const RUNTIMES: usize = 9;
+    let fleet = Fleet::start(Persistence::None);
+    let ledger = fleet.open();
+    let runtimes: Vec<Runtime> = (0..RUNTIMES).map(|_| runtime()).collect();
+    let key = runtimes[0].block_on(keybrake_tests::fleet::key(&ledger, 100 * DOLLAR));
+    let made = || {
+        let stats = fleet.server.command(&["INFO", "stats"]).unwrap();
+        let stats = stats.text().unwrap().to_owned();
+        let line = stats.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+        line.unwrap().trim().parse::<usize>().unwrap()
+    };
+    let mut after_each = Vec::new();
+    for round in 0..3 {
+        for (number, runtime) in runtimes.iter().enumerate() {
+            let name = format!("round {round} runtime {number}");
+            assert_eq!(runtime.block_on(spend(&ledger, &key, &name, 1)), 1);
+        }
+        after_each.push(made());
+    }
+    // Between two rounds only this test connects, to ask.
+    assert_eq!(after_each[2] - after_each[1], 1, "{after_each:?}");
+}
+
+/// It has begun to connect, and nobody drives it any more.
+#[test]
+fn a_runtime_that_stands_still_while_it_connects_keeps_nobody_waiting() {
+    let fleet = Fleet::start(Persistence::None);
+    let ledger = fleet.open();
+    let (stands_still, other) = (runtime(), runtime());
+    let mut begun = Box::pin(ledger.info());
+    stands_still.block_on(async {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(begun.as_mut().poll(&mut context).is_pending());
+    });
+    let answer = other.block_on(async {
+        tokio::time::timeout(std::time::Duration::from_secs(15), ledger.info()).await
+    });
+    answer.expect("the other waits for it").unwrap();
+    stands_still.block_on(begun).unwrap();
+}

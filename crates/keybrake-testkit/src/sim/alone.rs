@@ -27,8 +27,11 @@ struct Inner {
     random: AtomicU64,
     asked: Mutex<Vec<Asked>>,
     /// What happens after so many more looks.
-    then: Mutex<Option<(usize, Box<dyn FnOnce() + Send>)>>,
+    then: Mutex<Option<Then>>,
 }
+
+/// After how many looks, and what.
+type Then = (usize, Box<dyn FnOnce() + Send>);
 
 /// A command that arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]

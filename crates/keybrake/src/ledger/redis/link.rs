@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use redis::{Cmd, RedisError, Value};
 use tokio::runtime::{Handle, Id};
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, oneshot};
 
 use super::replicas::{Lack, Replicas};
 use super::server::Connection;
@@ -15,8 +15,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// After a connection could not be made, calls are refused at once for so long instead of trying too.
 const PAUSE_MS: i64 = 100;
-/// Runtimes of a process that keep a connection each.
-const RUNTIMES: usize = 4;
+/// Runtimes of a process that keep a connection each, besides those that have ended.
+const RUNTIMES: usize = 64;
 
 /// Why a command has no answer.
 pub(super) enum Failure {
@@ -39,11 +39,16 @@ pub(super) struct Link {
     place: Place,
     /// The one made last stands last.
     live: Mutex<Vec<Live>>,
-    /// Held by whoever connects; the last failure, and when.
-    connecting: AsyncMutex<Option<(i64, String)>>,
+    /// Held by whoever connects, in each runtime: one that stands still while it connects keeps no other waiting.
+    connecting: Mutex<Vec<Connecting>>,
+    /// The last failure to connect, and when.
+    failed: Mutex<Option<(i64, String)>>,
     /// Connections made so far.
     made: AtomicU64,
 }
+
+/// A runtime, and what its tasks hold while they connect.
+type Connecting = (Option<Id>, Arc<AsyncMutex<()>>);
 
 /// A connection as it was when something was done on it.
 #[derive(Clone, Debug)]
@@ -51,6 +56,8 @@ pub(super) struct Live {
     number: u64,
     /// A task of this runtime drives it: it is silent while that stands still, and dead when that has ended.
     runtime: Option<Id>,
+    /// Closed when that runtime has ended.
+    driven: Option<Arc<oneshot::Sender<()>>>,
     connection: Arc<dyn Connection>,
     /// In strict durability, where the replicas of the same server are waited for.
     replicas: Option<Arc<Replicas>>,
@@ -61,7 +68,8 @@ impl Link {
         Self {
             place,
             live: Mutex::new(Vec::new()),
-            connecting: AsyncMutex::const_new(None),
+            connecting: Mutex::new(Vec::new()),
+            failed: Mutex::new(None),
             made: AtomicU64::new(0),
         }
     }
@@ -163,31 +171,47 @@ impl Link {
         live.iter().find(|live| live.runtime == runtime).cloned()
     }
 
+    fn connecting(&self, runtime: Option<Id>) -> Arc<AsyncMutex<()>> {
+        let mut connecting = self.connecting.lock().unwrap_or_else(PoisonError::into_inner);
+        connecting.retain(|(of, held)| *of == runtime || Arc::strong_count(held) > 1);
+        if let Some((_, held)) = connecting.iter().find(|(of, _)| *of == runtime) {
+            return Arc::clone(held);
+        }
+        let held = Arc::default();
+        connecting.push((runtime, Arc::clone(&held)));
+        held
+    }
+
     async fn live(&self) -> Result<Live> {
-        let runtime = Handle::try_current().ok().map(|handle| handle.id());
+        let handle = Handle::try_current().ok();
+        let runtime = handle.as_ref().map(Handle::id);
         if let Some(live) = self.present(runtime) {
             return Ok(live);
         }
-        let mut failed = self.connecting.lock().await;
+        let connecting = self.connecting(runtime);
+        let _connecting = connecting.lock().await;
         if let Some(live) = self.present(runtime) {
             return Ok(live);
         }
-        if let Some((at_ms, message)) = &*failed
+        let failed = |failed| *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = failed;
+        if let Some((at_ms, message)) = &*self.failed.lock().unwrap_or_else(PoisonError::into_inner)
             && self.place.server.boot_ms().saturating_sub(*at_ms) < PAUSE_MS
         {
             return Err(Error::ledger(message.clone()));
         }
         match self.connect().await {
             Ok((connection, replicas)) => {
-                *failed = None;
+                failed(None);
                 let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
                 let number = self.made.fetch_add(1, Ordering::Relaxed);
                 let made = Live {
                     number,
                     runtime,
+                    driven: handle.as_ref().map(driven),
                     connection,
                     replicas,
                 };
+                live.retain(Live::is_driven);
                 if live.len() >= RUNTIMES {
                     live.remove(0);
                 }
@@ -195,7 +219,7 @@ impl Link {
                 Ok(made)
             }
             Err(error) => {
-                *failed = Some((self.place.server.boot_ms(), error.to_string()));
+                failed(Some((self.place.server.boot_ms(), error.to_string())));
                 Err(error)
             }
         }
@@ -209,6 +233,19 @@ impl Link {
         };
         Ok((connection, replicas))
     }
+}
+
+impl Live {
+    fn is_driven(&self) -> bool {
+        self.driven.as_ref().is_none_or(|driven| !driven.is_closed())
+    }
+}
+
+/// Is closed when a runtime has ended: a task of it holds the other end.
+fn driven(handle: &Handle) -> Arc<oneshot::Sender<()>> {
+    let (sender, receiver) = oneshot::channel();
+    handle.spawn(receiver);
+    Arc::new(sender)
 }
 
 /// A connection to a server that was looked at and has the library.
