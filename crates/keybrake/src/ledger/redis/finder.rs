@@ -126,7 +126,10 @@ impl Server for Finder {
         let mut last = nobody("the ledger URL names no server".to_owned());
         for seed in &self.seeds {
             let found = match self.ask(seed).await {
-                Ok(address) => self.network(&address)?.connect().await,
+                Ok(address) => match self.network(&address) {
+                    Ok(network) => network.connect().await,
+                    Err(error) => Err(error),
+                },
                 Err(error) => Err(error),
             };
             match found {
