@@ -217,3 +217,29 @@ async fn a_clock_that_was_set_back_can_be_accepted() {
     let refused = books::reserve(&idle, books::call(&first, "three", DOLLAR)).await;
     assert!(refused.unwrap_err().to_string().contains("jumped"));
 }
+
+/// A read of which nobody heard: it holds nothing, and nobody can resolve it.
+#[tokio::test]
+async fn a_lost_read_goes_after_a_while() {
+    let server = Alone::at(NOW_MS);
+    let ledger = server.open(1_000).await;
+    let first = key(&ledger, "vk_1").await;
+    for name in ["read", "money"] {
+        let mut call = books::call(&first, name, if name == "read" { 0 } else { DOLLAR });
+        if name == "read" {
+            let mut facts = keybrake::ledger::CallFacts::clone(&call.facts);
+            (facts.moves_money, facts.direction) = (false, 0);
+            call.facts = Arc::new(facts);
+            call.identity = None;
+        }
+        books::reserve(&ledger, call).await.unwrap().unwrap();
+    }
+    server.advance_ms(HOUR_MS);
+    assert_eq!(ledger.sweep(10).await.unwrap(), 2);
+    assert_eq!(server.kept_for_ms("r:money"), None);
+    assert!(server.kept_for_ms("r:read").is_some());
+    server.advance_ms(40 * DAY_MS);
+    assert!(server.has("r:money") && !server.has("r:read"));
+    let verified = ledger.verify().await.unwrap();
+    assert!(verified.differences.is_empty(), "{verified:?}");
+}

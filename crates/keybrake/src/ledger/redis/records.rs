@@ -140,7 +140,9 @@ pub(super) fn kept_for_ms(record: &Record, now_ms: i64) -> Option<i64> {
             }
             let done = matches!(call.state, State::Settled | State::Voided) && call.object.is_none();
             let remember_ms = call.identity.as_ref().map_or(0, |own| own.remember_ms);
-            (done && !call.holds_something())
+            // A read of which nobody heard holds nothing, and nobody can find out more.
+            let lost_read = call.state == State::Unknown && !call.facts.moves_money && call.identity.is_none() && call.object.is_none();
+            ((done || lost_read) && !call.holds_something())
                 .then(|| CALL_KEPT_MS.max(remember_ms.saturating_add(5 * DAY_MS)))
         }
         Record::Pointer(pointer) if pointer.call_ids.is_empty() => Some(DAY_MS),
