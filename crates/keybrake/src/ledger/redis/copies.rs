@@ -226,8 +226,13 @@ impl Copies {
     /// the ledger's time last. That never goes back, so what was accepted later has a later time, or the same while it
     /// stands still because the server's clock was set back.
     pub(super) fn accepted(&mut self, times: &[u64]) {
-        let trusted_ms = self.standing.as_ref().map_or(i64::MIN, |(standing, _)| standing.now_ms);
-        let later = times.last().is_some_and(|at_ms| at_ms.cast_signed() >= trusted_ms);
+        let trusted_ms = self
+            .standing
+            .as_ref()
+            .map_or(i64::MIN, |(standing, _)| standing.now_ms);
+        let later = times
+            .last()
+            .is_some_and(|at_ms| at_ms.cast_signed() >= trusted_ms);
         if later && self.accepted.as_deref() != Some(times) {
             self.trust_clock();
         }

@@ -141,7 +141,10 @@ pub(super) fn kept_for_ms(record: &Record, now_ms: i64) -> Option<i64> {
             let done = matches!(call.state, State::Settled | State::Voided) && call.object.is_none();
             let remember_ms = call.identity.as_ref().map_or(0, |own| own.remember_ms);
             // A read of which nobody heard holds nothing, and nobody can find out more.
-            let lost_read = call.state == State::Unknown && !call.facts.moves_money && call.identity.is_none() && call.object.is_none();
+            let lost_read = call.state == State::Unknown
+                && !call.facts.moves_money
+                && call.identity.is_none()
+                && call.object.is_none();
             ((done || lost_read) && !call.holds_something())
                 .then(|| CALL_KEPT_MS.max(remember_ms.saturating_add(5 * DAY_MS)))
         }

@@ -87,6 +87,28 @@ pub(super) struct After {
     by: Live,
 }
 
+/// What a step's denials left in the memory of their floods: taken back unless the step is written, and also when
+/// nobody waits for it any more.
+struct Noted<'a> {
+    own: &'a Own,
+    notes: Vec<rules::FloodNote>,
+}
+
+impl Noted<'_> {
+    fn stand(mut self) {
+        self.notes.clear();
+    }
+}
+
+impl Drop for Noted<'_> {
+    fn drop(&mut self) {
+        let notes = std::mem::take(&mut self.notes);
+        if !notes.is_empty() {
+            self.own.state().flood.take_back(notes);
+        }
+    }
+}
+
 pub(super) enum Next<T> {
     /// Records are missing.
     Fetch(Vec<Missing>),
@@ -139,7 +161,9 @@ impl Own {
         let mark = kind.once.then(|| self.new_mark());
         let mut lost = None;
         let (mut drafts, mut fetches) = (0_u32, 0_u32);
-        let mut until_ms = clock.boot_ms().saturating_add(self.timeout_ms().saturating_mul(TIMEOUTS));
+        let mut until_ms = clock
+            .boot_ms()
+            .saturating_add(self.timeout_ms().saturating_mul(TIMEOUTS));
         while drafts < DRAFTS && fetches < FETCHES {
             if clock.boot_ms() > until_ms {
                 return Err(Error::ledger(format!(
@@ -155,22 +179,24 @@ impl Own {
                         self.fetch(clock, missing, &mut lists).await?;
                         continue;
                     }
-                    Next::Commit(sent, answer, notes) => (sent, answer, notes),
+                    Next::Commit(sent, answer, notes) => (sent, answer, Noted { own: self, notes }),
                 };
             drafts = drafts.saturating_add(1);
             let again = (drafts >= PATIENT).then(|| sent.look());
             match self.commit(clock, *sent).await {
                 Ok((Answer::Done(counters), by)) => {
+                    notes.stand();
                     return answer.map(|answer| (answer, After { counters, by }));
                 }
                 Ok((Answer::Moved(due), by)) => {
                     if lost.is_some() && self.left(mark.as_deref()) {
+                        notes.stand();
                         let counters = Counters::new();
                         return lost
                             .unwrap_or(answer)
                             .map(|answer| (answer, After { counters, by }));
                     }
-                    self.state().flood.take_back(notes);
+                    drop(notes);
                     if kind.lapses && !due.is_empty() {
                         // That is done for everybody, and is not time of this step.
                         let began_ms = clock.boot_ms();
@@ -184,11 +210,11 @@ impl Own {
                     }
                 }
                 Ok((Answer::Closed, _)) => {
-                    self.state().flood.take_back(notes);
+                    drop(notes);
                     self.witness(clock).await?;
                 }
                 Err(Failure::Lost(error)) => {
-                    self.state().flood.take_back(notes);
+                    drop(notes);
                     // It may have run. The same step asked for again finds what it left, and counts nothing twice.
                     if lost.is_some() {
                         return Err(error);
@@ -196,7 +222,6 @@ impl Own {
                     lost = Some(answer);
                 }
                 Err(Failure::Refused(error)) => {
-                    self.state().flood.take_back(notes);
                     return Err(error);
                 }
             }
@@ -367,7 +392,8 @@ impl Own {
                     None => vec![Missing::Stops],
                     // A group gained a budget between two answers: what is known of it is older than the version.
                     Some(standing)
-                        if *groups_version.get_or_insert(standing.groups_version) != standing.groups_version =>
+                        if *groups_version.get_or_insert(standing.groups_version)
+                            != standing.groups_version =>
                     {
                         groups_version = None;
                         state.copies = Copies::of_everything();
