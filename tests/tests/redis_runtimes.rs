@@ -167,7 +167,9 @@ fn many_runtimes_that_take_turns_keep_their_connections() {
     let made = || {
         let stats = fleet.server.command(&["INFO", "stats"]).unwrap();
         let stats = stats.text().unwrap().to_owned();
-        let line = stats.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+        let line = stats
+            .lines()
+            .find_map(|line| line.strip_prefix("total_connections_received:"));
         line.unwrap().trim().parse::<usize>().unwrap()
     };
     let mut after_each = Vec::new();
@@ -193,9 +195,8 @@ fn a_runtime_that_stands_still_while_it_connects_keeps_nobody_waiting() {
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         assert!(begun.as_mut().poll(&mut context).is_pending());
     });
-    let answer = other.block_on(async {
-        tokio::time::timeout(std::time::Duration::from_secs(15), ledger.info()).await
-    });
+    let answer = other
+        .block_on(async { tokio::time::timeout(std::time::Duration::from_secs(15), ledger.info()).await });
     answer.expect("the other waits for it").unwrap();
     stands_still.block_on(begun).unwrap();
 }

@@ -195,7 +195,10 @@ async fn a_step_that_is_always_too_late_is_given_up() {
     assert!(said.contains("no decision within 3 times 1000 ms"), "{said}");
     assert!(server.take_asked().len() < 5);
     server.set_late_ms(0);
-    books::reserve(&ledger, books::call(&first, "one", DOLLAR)).await.unwrap().unwrap();
+    books::reserve(&ledger, books::call(&first, "one", DOLLAR))
+        .await
+        .unwrap()
+        .unwrap();
 }
 
 /// The server was ten minutes fast and is set right: the ledger's time stands still for as long.
@@ -205,13 +208,19 @@ async fn a_clock_that_was_set_back_can_be_accepted() {
     server.set_ahead_ms(600_000);
     let (idle, other) = (server.open(1_000).await, server.open(1_000).await);
     let first = key(&idle, "vk_1").await;
-    books::reserve(&idle, books::call(&first, "one", DOLLAR)).await.unwrap().unwrap();
+    books::reserve(&idle, books::call(&first, "one", DOLLAR))
+        .await
+        .unwrap()
+        .unwrap();
     server.set_ahead_ms(0);
     server.advance_ms(6 * 60_000);
     let refused = books::reserve(&idle, books::call(&first, "two", DOLLAR)).await;
     assert!(refused.unwrap_err().to_string().contains("jumped"));
     other.accept_clock(books::admin()).await.unwrap();
-    books::reserve(&idle, books::call(&first, "two", DOLLAR)).await.unwrap().unwrap();
+    books::reserve(&idle, books::call(&first, "two", DOLLAR))
+        .await
+        .unwrap()
+        .unwrap();
     // It was accepted once, and not for whatever comes.
     server.set_ahead_ms(3_600_000);
     let refused = books::reserve(&idle, books::call(&first, "three", DOLLAR)).await;
