@@ -58,7 +58,7 @@ local function ledger(p)
   return { seq = tonumber(m[1]) or 0, now = now, seen = seen, gv = m[3] or '0', sv = m[4] or '0',
            fixed = m[5] and true or false, id = m[6] or '', hand = tonumber(m[8]) or 0,
            epoch = epoch, from = from, start = start, of = of, holds = tonumber(m[11]) or 0,
-           lost = tonumber(m[7]) or 0, open = opened[p.meta] and m[6] and not m[7] }
+           lost = tonumber(m[7]) or 0, open = opened[p.meta] == m[9] and m[6] and not m[7] }
 end
 
 local function standing(l)

@@ -16,7 +16,7 @@ local function create(keys, argv)
   local p = places(keys)
   if redis.call('EXISTS', p.meta) == 0 then
     redis.call('HSET', p.meta, unpack(argv))
-    opened[p.meta] = true
+    opened[p.meta] = redis.call('HGET', p.meta, 'run')
   end
   return about(keys)
 end
@@ -41,7 +41,7 @@ local function opens(p, run)
   for _, need in ipairs(needed(p)) do redis.call('HDEL', p.recovery, 'need:' .. need.epoch) end
   redis.call('HDEL', p.meta, 'lost')
   redis.call('HSET', p.meta, 'run', run)
-  opened[p.meta] = true
+  opened[p.meta] = run
   reports[p.meta] = nil
 end
 
