@@ -1,4 +1,5 @@
 //! Calls whose outcome nobody knew, and how their holds end: by proof, against the simulator's journal.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::sync::Arc;
 

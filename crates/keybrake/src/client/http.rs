@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 
 use super::body::{Fate, TimedBody};
+use super::intime::{InTime, SendBefore};
 use super::stream::{CUT_OFF, Incoming, TIMEOUT};
 use crate::brake::{Permit, Prepared, SendEnd};
 use crate::clock::Clock;
@@ -17,21 +18,36 @@ use crate::vendors::Reply;
 pub(super) const MOST_REPLY_BYTES: usize = 64 * 1024 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// HTTP clients of one process: one without TLS for loopback, one with TLS made on first use, since making it
-/// fails on a machine that has no CA certificates.
+/// HTTP clients of one process, without TLS for loopback and with TLS, each made on first use: one with TLS cannot be
+/// made on a machine that has no CA certificates.
 #[derive(Debug)]
 pub(crate) struct Http {
     clock: Arc<dyn Clock>,
-    plain: OnceLock<reqwest::Client>,
-    secure: OnceLock<reqwest::Client>,
+    plain: Clients,
+    secure: Clients,
+}
+
+#[derive(Debug, Default)]
+struct Clients {
+    shared: OnceLock<reqwest::Client>,
+    fresh: OnceLock<reqwest::Client>,
+}
+
+/// Where connections come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pool {
+    /// One that stands already, or a new one, which then serves others.
+    Shared,
+    /// A new one for each request, made in time for its permit.
+    Fresh,
 }
 
 impl Http {
-    pub(crate) const fn new(clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
             clock,
-            plain: OnceLock::new(),
-            secure: OnceLock::new(),
+            plain: Clients::default(),
+            secure: Clients::default(),
         }
     }
 
@@ -39,14 +55,7 @@ impl Http {
     /// Never retries, never follows a redirect.
     pub(crate) async fn send(&self, permit: &Permit) -> Sent {
         let request = &permit.request;
-        let remaining = permit.send_before_boot_ms.saturating_sub(self.clock.boot_ms());
-        // A request without a body has no first byte to check; connecting must then fit before the deadline.
-        let needed = if request.body.is_empty() {
-            millis(CONNECT_TIMEOUT)
-        } else {
-            0
-        };
-        if remaining <= needed {
+        if self.clock.boot_ms() >= permit.send_before_boot_ms {
             return Sent::Ended(SendEnd::NeverSent, None);
         }
         let (body, fate) = TimedBody::new(
@@ -58,8 +67,16 @@ impl Http {
         let body = (!request.body.is_empty()).then(|| reqwest::Body::wrap(body));
         let replied = if permit.streams() {
             self.begin(request, body, timeout).await
+        } else if body.is_none() && writes(request) {
+            let send_before = SendBefore {
+                clock: Arc::clone(&self.clock),
+                boot_ms: permit.send_before_boot_ms,
+            };
+            let exchange = self.exchange((request, Pool::Fresh), None, timeout);
+            send_before.send(exchange).await.map(Replied::Whole)
         } else {
-            self.exchange(request, body, timeout).await.map(Replied::Whole)
+            let exchange = self.exchange((request, Pool::Shared), body, timeout);
+            exchange.await.map(Replied::Whole)
         };
         match replied {
             Ok(Replied::Whole(reply)) => Sent::Ended(SendEnd::Reply(reply), None),
@@ -70,18 +87,18 @@ impl Http {
 
     /// Sends a read that needs no permit: lookups and reconciliation.
     pub(crate) async fn read(&self, request: &Prepared, timeout: Duration) -> Result<Reply, String> {
-        self.exchange(request, None, timeout)
+        self.exchange((request, Pool::Shared), None, timeout)
             .await
             .map_err(|failure| failure.reason())
     }
 
     async fn exchange(
         &self,
-        request: &Prepared,
+        (request, pool): (&Prepared, Pool),
         body: Option<reqwest::Body>,
         timeout: Duration,
     ) -> Result<Reply, Failure> {
-        let request = self.request(request, body)?.timeout(timeout);
+        let request = self.request((request, pool), body)?.timeout(timeout);
         whole(request.send().await.map_err(Failure::Request)?).await
     }
 
@@ -93,7 +110,7 @@ impl Http {
         body: Option<reqwest::Body>,
         timeout: Duration,
     ) -> Result<Replied, Failure> {
-        let request = self.request(request, body)?;
+        let request = self.request((request, Pool::Shared), body)?;
         let until_head = async {
             let response = request.send().await.map_err(Failure::Request)?;
             if response.status().is_success() {
@@ -109,11 +126,11 @@ impl Http {
 
     fn request(
         &self,
-        request: &Prepared,
+        (request, pool): (&Prepared, Pool),
         body: Option<reqwest::Body>,
     ) -> Result<reqwest::RequestBuilder, Failure> {
         let client = self
-            .client(&request.url)
+            .client(&request.url, pool)
             .map_err(|error| Failure::Unsent(error.to_string()))?;
         let method = reqwest::Method::from_bytes(request.method.as_bytes())
             .map_err(|_| Failure::Unsent("method".to_owned()))?;
@@ -130,16 +147,20 @@ impl Http {
         Ok(builder)
     }
 
-    fn client(&self, url: &str) -> Result<&reqwest::Client> {
-        let (slot, secure) = if url.starts_with("http://") {
+    fn client(&self, url: &str, pool: Pool) -> Result<&reqwest::Client> {
+        let (clients, secure) = if url.starts_with("http://") {
             (&self.plain, false)
         } else {
             (&self.secure, true)
         };
+        let slot = match pool {
+            Pool::Shared => &clients.shared,
+            Pool::Fresh => &clients.fresh,
+        };
         if let Some(client) = slot.get() {
             return Ok(client);
         }
-        let client = build(secure)?;
+        let client = build(secure, pool)?;
         Ok(slot.get_or_init(|| client))
     }
 }
@@ -215,12 +236,19 @@ impl Failure {
     }
 }
 
-pub(super) fn build(secure: bool) -> Result<reqwest::Client> {
+pub(super) fn build(secure: bool, pool: Pool) -> Result<reqwest::Client> {
     let builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true);
+    let builder = match pool {
+        Pool::Shared => builder,
+        Pool::Fresh => builder
+            .pool_max_idle_per_host(0)
+            .http1_only()
+            .connector_layer(InTime),
+    };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = if secure {
         // Another library may have installed a provider already; either will do.
@@ -242,6 +270,7 @@ pub(super) fn build(secure: bool) -> Result<reqwest::Client> {
     })
 }
 
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+/// Whether it can change anything at the vendor. A read may leave late.
+fn writes(request: &Prepared) -> bool {
+    !matches!(request.method.as_str(), "GET" | "HEAD")
 }

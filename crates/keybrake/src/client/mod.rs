@@ -4,6 +4,7 @@
 mod body;
 mod enforcement;
 mod http;
+mod intime;
 mod stream;
 
 use std::sync::Arc;
@@ -308,7 +309,7 @@ impl Drop for Guard {
 /// # Errors
 /// `Config` when no HTTP client can be made on this machine.
 pub fn base_client() -> Result<reqwest::Client> {
-    http::build(false)
+    http::build(false, http::Pool::Shared)
 }
 
 /// The denial inside a `reqwest_middleware` error, however many layers (a retry layer, say) wrapped it; `None` if it is
