@@ -25,7 +25,10 @@ async fn main() -> anyhow::Result<()> {
     for number in 0_u64.. {
         let id = format!("call-{}-{number}", std::process::id());
         let asked_ms = SystemClock.boot_ms();
-        match books::reserve(&*ledger, books::read(&key, &id, SystemClock.now_ms())).await? {
+        let mut request = books::read(&key, &id, SystemClock.now_ms());
+        // What a killed process has under way is not waited for as long as for a request.
+        request.hold_for_ms = 2_000;
+        match books::reserve(&*ledger, request).await? {
             Ok(_) => say(&format!("granted {id} {asked_ms}"))?,
             // Others have leased what is left; they use it or give it back.
             Err(code) if code == "CapHeld" => {
