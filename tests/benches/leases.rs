@@ -29,18 +29,19 @@ fn main() {
         .unwrap();
     runtime.block_on(async {
         let server = RedisServer::start(RedisOptions::new()).unwrap();
-        let journal = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let journal = directory.path().join("journal");
         println!("reads that count in one budget of calls per day; medians of {ROUNDS} rounds");
         println!(
             "{:<34}{:>12}{:>16}{:>16}",
             "", "ns/call", "round trips", "commands"
         );
         println!("{:<34}{:>12}{:>16}{:>16}", "", "", "/1,000 calls", "/1,000 calls");
-        row(&server, journal.path(), "asked of the ledger", "", (2_000, None)).await;
+        row(&server, &journal, "asked of the ledger", "", (2_000, None)).await;
         let leased = "&lease_ms=250";
         row(
             &server,
-            journal.path(),
+            &journal,
             "leased, one after the other",
             leased,
             (200_000, None),
@@ -49,7 +50,7 @@ fn main() {
         let spaced = Some(Duration::from_micros(500));
         row(
             &server,
-            journal.path(),
+            &journal,
             "leased, one each 0.5 ms",
             leased,
             (2_000, spaced),
