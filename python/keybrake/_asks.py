@@ -133,8 +133,7 @@ def holds(run: str | None, state: State | None) -> Ask[list[Hold]]:
 
 def stop(scope: Scope, reason: str, hard: bool) -> Ask[StopResult]:
     """A standing refusal."""
-    requests.refuse_hard(hard)
-    arguments = {"scope": scope.argument(), "reason": reason, "by": requests.who()}
+    arguments = {"scope": scope.argument(), "reason": reason, "by": requests.who(), "hard": hard}
     return Ask("stop", arguments, requests.stop_result)
 
 

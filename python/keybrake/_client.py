@@ -125,7 +125,11 @@ class Keybrake(Front):
         reason: str = "",
         hard: bool = False,
     ) -> StopResult:
-        """Refuses everything in a scope from the next call on, also keys issued later, until `resume`."""
+        """Refuses everything in a scope from the next call on, also keys issued later, until `resume`.
+
+        `hard` also aborts calls in flight, in every process: they end with a `Denied` (`stopped`), and whether they
+        took effect is unknown until they are reconciled.
+        """
         scope = asks.Scope(run, agent, label, group, vendor, key, all)
         return asks.stop(scope, reason, hard).now(self.engine)
 

@@ -69,6 +69,8 @@ class Denied(KeybrakeError):  # noqa: N818 - the name is part of the API
     """The earlier call, for `outcome_unknown`, `already_done` and `idempotency_conflict`."""
     retryable: bool
     """Whether waiting may help (`cap_held` only)."""
+    aborted: bool
+    """Whether the call was in flight already when a hard stop aborted it (`stopped` only): it may have taken effect."""
     status: int
     """The HTTP status that the SDK is shown."""
 
@@ -92,6 +94,7 @@ class Denied(KeybrakeError):  # noqa: N818 - the name is part of the API
         self.stop = None if stop is None else StopInfo.from_view(stop)
         self.existing = None if existing is None else ExistingCall.from_view(existing)
         self.retryable = bool(denial.get("retryable", False))
+        self.aborted = bool(denial.get("aborted", False))
         self.status = status
 
     @property

@@ -137,6 +137,9 @@ class Stream:
     @property
     def reason(self) -> str | None:
         """Why it broke off, in a word."""
+    @property
+    def denial(self) -> str | None:
+        """The denial of a hard stop that aborted it, as JSON."""
 
 @final
 class Simulator:

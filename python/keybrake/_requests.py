@@ -91,15 +91,6 @@ def scope(scopes: Mapping[str, str | None], everything: bool) -> dict[str, Any]:
     return {"kind": kind} if kind == "all" else {"kind": kind, "id": name}
 
 
-def refuse_hard(hard: bool) -> None:
-    """Aborting calls that other processes have in flight needs a ledger that can reach them; an embedded one cannot."""
-    if hard:
-        raise ConfigError(
-            "hard=True is not available yet: an embedded ledger cannot reach the calls that other processes have in "
-            "flight. Without it no call is admitted from now on, and those in flight end by themselves"
-        )
-
-
 def since_ms(since: datetime | timedelta | None) -> int | None:
     """A moment, or so long ago, as Unix milliseconds."""
     if since is None:
@@ -148,6 +139,7 @@ def stop_result(item: Mapping[str, Any]) -> StopResult:
         keys_refused=item["keys_refused"],
         in_flight=tuple(hold(entry) for entry in item["in_flight"]),
         other_runs=item["other_runs"],
+        processes_told=item["processes_told"],
     )
 
 

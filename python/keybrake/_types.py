@@ -250,6 +250,8 @@ class StopResult:
     """Calls on their way that may still complete."""
     other_runs: int
     """Open runs that it does not touch."""
+    processes_told: int | None = None
+    """With `hard=True`: how many processes were told at once. None when they look by themselves, within seconds."""
 
 
 @dataclass(frozen=True)

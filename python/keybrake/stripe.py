@@ -213,6 +213,8 @@ class _Call:
         if answer.kind == "denied":
             error = _refused(denial, answer.status, answer.headers, answer.body)
             hooks.fire("denied", error)
+            if error.aborted:
+                hooks.fire("unknown", info)
             if error.code == "stopped":
                 hooks.fire("stopped", error)
             raise error
@@ -234,6 +236,8 @@ class _Call:
             self._keybrake.hooks.fire("unknown", info)
         else:
             self._settled(record, info)
+        if stream.denial is not None:
+            raise _refused(json.loads(stream.denial), 403, {}, b"")
         if stream.reason is not None:
             text = f"Stripe's reply broke off ({stream.reason}); ask for it again (call {info.call_id})"
             raise _stripe.APIConnectionError(text, should_retry=True)  # type: ignore[no-untyped-call]
@@ -348,7 +352,7 @@ def _info(record: Mapping[str, Any], answer: Answer, denial: Mapping[str, Any] |
     unknown = answer.kind == "lost" and not answer.never_sent
     verdict: Verdict = "allowed"
     if denial is not None:
-        verdict = "denied"
+        verdict = "unknown" if denial.get("aborted") else "denied"
     elif record["replayed"]:
         verdict = "replayed"
     elif unknown or record["state"] == "unknown":

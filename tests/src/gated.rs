@@ -136,6 +136,10 @@ impl Ledger for Gated {
         self.inner.stop(scope, admin).await
     }
 
+    async fn stop_hard(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
+        self.inner.stop_hard(scope, admin).await
+    }
+
     async fn resume(&self, scope: &StopScope, admin: AdminNote) -> Result<bool> {
         self.inner.resume(scope, admin).await
     }

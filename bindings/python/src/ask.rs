@@ -5,7 +5,7 @@ use std::path::Path;
 
 use keybrake::audit::RowFilter;
 use keybrake::brake::CallContext;
-use keybrake::ledger::{AdminNote, BudgetDef, HoldFilter, State, StopScope};
+use keybrake::ledger::{AdminNote, BudgetDef, HoldFilter, State, StopScope, Told};
 use keybrake::policy::{Policy, Scope, Unit, WindowKind, validate_id};
 use keybrake::request::Call;
 use keybrake::vendors;
@@ -239,23 +239,30 @@ struct StopAsk {
     scope: StopScope,
     reason: String,
     by: String,
+    #[serde(default)]
+    hard: bool,
 }
 
 async fn stop(keybrake: &Keybrake, asked: StopAsk) -> Result<Value> {
-    let answer = keybrake
-        .stop(
-            asked.scope,
-            AdminNote {
-                by: asked.by,
-                reason: asked.reason,
-            },
-        )
-        .await?;
+    let admin = AdminNote {
+        by: asked.by,
+        reason: asked.reason,
+    };
+    let answer = if asked.hard {
+        keybrake.stop_hard(asked.scope, admin).await?
+    } else {
+        keybrake.stop(asked.scope, admin).await?
+    };
+    let told = match answer.told {
+        Told::Processes(told) => Some(told),
+        Told::NotAsked | Told::TheyLook | Told::Failed(_) => None,
+    };
     Ok(json!({
         "stop": answer.stop,
         "keys_refused": answer.keys_refused,
         "in_flight": answer.in_flight,
         "other_runs": answer.other_runs,
+        "processes_told": told,
     }))
 }
 

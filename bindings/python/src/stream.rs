@@ -27,6 +27,7 @@ pub(crate) struct Reading {
 struct Shown {
     record: String,
     reason: Option<String>,
+    denial: Option<String>,
 }
 
 struct Body {
@@ -47,6 +48,7 @@ impl Stream {
         let shown = Shown {
             record: record_json(reply.record()),
             reason: None,
+            denial: None,
         };
         let body = Body {
             reply: tokio::sync::Mutex::new(Some(reply)),
@@ -139,6 +141,11 @@ impl Stream {
     fn reason(&self) -> Option<String> {
         self.body.shown().reason.clone()
     }
+
+    #[getter]
+    fn denial(&self) -> Option<String> {
+        self.body.shown().denial.clone()
+    }
 }
 
 impl Drop for Stream {
@@ -166,7 +173,12 @@ impl Body {
         match piece {
             Some(Ok(piece)) => return Ok(Some(piece)),
             Some(Err(error)) => match broken_off(&error) {
-                Some(broken) => self.shown().reason = Some(broken.reason.clone()),
+                Some(broken) => {
+                    let denial = broken.denial.as_ref().map(serde_json::to_string).transpose();
+                    let mut shown = self.shown();
+                    shown.reason = Some(broken.reason.clone());
+                    shown.denial = denial.ok().flatten();
+                }
                 None => return Err(error),
             },
             None => {}

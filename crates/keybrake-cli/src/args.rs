@@ -242,7 +242,7 @@ pub(crate) struct StopArgs {
     /// Why; callers and the audit are told
     #[arg(long, default_value = "")]
     pub(crate) reason: String,
-    /// Also abort calls in flight (needs a fleet ledger: not available yet)
+    /// Also abort calls in flight, in every process; whether they took effect is then unknown
     #[arg(long)]
     pub(crate) hard: bool,
     /// Do not ask before --all

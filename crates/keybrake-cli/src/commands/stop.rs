@@ -1,7 +1,7 @@
 //! `stop`, `resume`, `stops`: what 2 am looks like.
 
 use keybrake::audit::printable;
-use keybrake::ledger::{EventFilter, Ledger, Reservation, StopAnswer, StopScope};
+use keybrake::ledger::{EventFilter, Ledger, Reservation, StopAnswer, StopScope, Told};
 use serde_json::{Value, json};
 
 use crate::args::{ResumeArgs, ScopeArgs, StopArgs};
@@ -10,13 +10,6 @@ use crate::failure::{Failure, Outcome, exit};
 use crate::show::{Rows, count, ledger_name, short, span, time, usd};
 
 pub(crate) async fn stop(context: &mut Context<'_>, args: StopArgs) -> Outcome {
-    if args.hard {
-        return Err(Failure::usage(
-            "--hard is not available yet: aborting calls that other processes have in flight needs a fleet ledger, \
-             and an embedded one has no way to reach them. Without --hard, no call is admitted from now on, and \
-             those in flight end within their deadline",
-        ));
-    }
     let scope = scope_of(&args.scope)?;
     if scope == StopScope::All && !args.yes && !sure(context)? {
         return Err(Failure::refused("nothing was stopped"));
@@ -24,7 +17,11 @@ pub(crate) async fn stop(context: &mut Context<'_>, args: StopArgs) -> Outcome {
     let open = context.open().await?;
     let admin = Context::admin(&args.reason);
     let began_ms = context.clock.boot_ms();
-    let answer = open.ledger.stop(scope.clone(), admin.clone()).await?;
+    let answer = if args.hard {
+        open.ledger.stop_hard(scope.clone(), admin.clone()).await?
+    } else {
+        open.ledger.stop(scope.clone(), admin.clone()).await?
+    };
     let took_ms = context.clock.boot_ms().saturating_sub(began_ms);
     let earlier = answer.stop.since_ms < open.info.now_ms || answer.stop.admin != admin;
     let known = answer.keys_refused > 0
@@ -37,6 +34,7 @@ pub(crate) async fn stop(context: &mut Context<'_>, args: StopArgs) -> Outcome {
             "by": answer.stop.admin.by, "reason": answer.stop.admin.reason,
             "keys_refused": answer.keys_refused, "other_runs": answer.other_runs,
             "in_flight": answer.in_flight.iter().map(in_flight_json).collect::<Vec<_>>(),
+            "hard": answer.stop.hard, "processes_told": told(&answer.told),
         }))?;
         return Ok(exit::OK);
     }
@@ -95,11 +93,17 @@ fn tell_stop(
         _ => context.line(format!("  {keys} refused from the next call on; new keys for {name} are refused too"))?,
     }
     let calls = u64::try_from(answer.in_flight.len()).unwrap_or(u64::MAX);
+    let hard = answer.told != Told::NotAsked;
     if calls > 0 {
-        context.line(format!(
-            "  {} in flight may still complete:",
-            count(calls, "call")
-        ))?;
+        let fate = match (hard, calls) {
+            (true, 1) => "was in flight and is aborted; whether it took effect is unknown:".to_owned(),
+            (true, _) => "were in flight and are aborted; whether they took effect is unknown:".to_owned(),
+            (false, _) => format!(
+                "in flight may still complete (abort: keybrake stop {} --hard):",
+                typed(scope)
+            ),
+        };
+        context.line(format!("  {} {fate}", count(calls, "call")))?;
         for call in answer.in_flight.iter().take(10) {
             let text = format!(
                 "{} {} (call {})",
@@ -115,8 +119,36 @@ fn tell_stop(
                 calls.saturating_sub(10)
             ))?;
         }
+    } else if hard {
+        context.line("  no call was in flight")?;
+    }
+    match &answer.told {
+        Told::NotAsked => {}
+        Told::Processes(told) => {
+            let told = count(u64::from(*told), "process");
+            context.line(format!("  {told} told at once          then: keybrake reconcile"))?;
+        }
+        Told::TheyLook => {
+            context.line(
+                "  processes with calls in flight see it within a second          then: keybrake reconcile",
+            )?;
+        }
+        Told::Failed(why) => {
+            let why = printable(why);
+            context.line(format!(
+                "  processes could not be told ({why}); they see it within some seconds          then: keybrake reconcile"
+            ))?;
+        }
     }
     Ok(())
+}
+
+/// How many processes were told at once; `null` when they look for themselves.
+const fn told(told: &Told) -> Option<u32> {
+    match told {
+        Told::Processes(told) => Some(*told),
+        Told::NotAsked | Told::TheyLook | Told::Failed(_) => None,
+    }
 }
 
 pub(crate) async fn resume(context: &mut Context<'_>, args: ResumeArgs) -> Outcome {

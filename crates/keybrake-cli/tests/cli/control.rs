@@ -18,7 +18,7 @@ async fn stop_from_a_second_process_refuses_the_next_reserve() {
         masked(&stopped.out, &place),
         "STOPPED run_42 on sqlite:DIR/ledger.db in N ms\n  \
            1 key refused from the next call on; new keys for run_42 are refused too\n  \
-           1 call in flight may still complete:\n    \
+           1 call in flight may still complete (abort: keybrake stop run_42 --hard):\n    \
              refunds.create $50.00 (call call-1)\n  \
            1 other run untouched          why: keybrake why run_42          undo: keybrake resume run_42"
     );
@@ -65,7 +65,7 @@ fn a_stop_of_an_unknown_name_blocks_it_and_says_so() {
 }
 
 #[test]
-fn stop_all_needs_yes_without_a_terminal_and_hard_is_refused_by_name() {
+fn stop_all_needs_yes_without_a_terminal_and_a_stop_names_one_thing() {
     let place = Place::new();
     let asked = place.run(&["stop", "--all"]);
     assert_eq!(asked.code, 2);
@@ -74,8 +74,11 @@ fn stop_all_needs_yes_without_a_terminal_and_hard_is_refused_by_name() {
     assert_eq!(place.run(&["stop", "--all", "--yes"]).code, 0);
     assert_eq!(place.json(&["stops"])["stops"][0]["scope"], "all");
     let hard = place.run(&["stop", "run_1", "--hard"]);
-    assert_eq!(hard.code, 2);
-    assert!(hard.err.contains("--hard is not available yet"), "{}", hard.err);
+    assert_eq!(hard.code, 0, "{}", hard.err);
+    assert!(hard.out.contains("no call was in flight"), "{}", hard.out);
+    assert!(hard.out.contains("see it within a second"), "{}", hard.out);
+    let stops = place.json(&["stops"]);
+    assert_eq!(stops["stops"].as_array().unwrap().len(), 2);
     for wrong in [&["stop"][..], &["stop", "run_1", "--agent", "a"]] {
         assert_eq!(place.run(wrong).code, 2, "{wrong:?}");
     }

@@ -128,6 +128,10 @@ impl Ledger for Moved {
         self.at_this_time().stop(scope, admin).await
     }
 
+    async fn stop_hard(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
+        self.at_this_time().stop_hard(scope, admin).await
+    }
+
     async fn resume(&self, scope: &StopScope, admin: AdminNote) -> Result<bool> {
         self.at_this_time().resume(scope, admin).await
     }

@@ -1,14 +1,16 @@
 //! Permission to send one attempt, with the exact bytes to send.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use zeroize::Zeroizing;
 
 use super::job::Job;
 use super::replay;
-use super::{Brake, Decision, Replayed};
+use super::{Brake, CachedKey, Decision, Replayed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::idempotency;
-use crate::ledger::{Grant, Reservation, State};
+use crate::ledger::{CallFacts, Grant, Reservation, State};
 use crate::money::Usd;
 use crate::policy::{BudgetView, Code, Denial, ExistingCall};
 use crate::vendors::{Recognised, Reply, Vendor};
@@ -47,6 +49,13 @@ pub struct Permit {
     pub(super) job: Job,
     pub(super) grant: Grant,
     pub(super) sent_key: Option<String>,
+}
+
+impl Permit {
+    /// What stops may cover it by: its facts, and its key.
+    pub(crate) fn bindings(&self) -> (CallFacts, Option<Arc<CachedKey>>) {
+        (self.job.facts(), self.job.key.clone())
+    }
 }
 
 /// What a shell tells the engine of an attempt's end.

@@ -7,9 +7,10 @@ use super::price::{object_name, to_usd};
 use super::replay::{self, Binding};
 use crate::error::Result;
 use crate::ledger::{
-    CostSource, ObjectState, Proof, ReplyFacts, Reservation, SettleAnswer, Settlement, State,
+    CostSource, ObjectState, Proof, ReplyFacts, Reservation, SettleAnswer, Settlement, State, Stop,
 };
 use crate::money::{Usd, VendorAmount};
+use crate::policy::Denial;
 use crate::vendors::{Outcome, Reading, Reply, Vendor};
 
 /// A cost that a vendor has not changed for so long is final: 35 days, as long as windows are kept.
@@ -59,6 +60,18 @@ impl Brake {
             reply: Some(marked(head, &record)),
             record,
         }
+    }
+
+    /// What the caller of a call is told that a hard stop aborted in flight, and the same in the vendor's error shape. Never
+    /// that no money moved: [`settle`](Self::settle) it as lost.
+    pub fn aborted(&self, permit: &Permit, stop: &Stop) -> (Denial, Reply) {
+        let mut denial = crate::ledger::rules::aborted(stop, &permit.grant);
+        permit.job.complete(&mut denial);
+        denial.call_id.clone_from(&permit.grant.call_id);
+        let vendor = permit.job.vendor.unwrap_or_else(crate::vendors::fallback);
+        let status = denial.code.http_status(permit.job.cap_status());
+        let reply = vendor.refusal(&denial, status, self.clock().now_ms());
+        (denial, reply)
     }
 
     /// Records what reconciliation read about a call.

@@ -4,10 +4,12 @@
 mod body;
 mod enforcement;
 mod http;
+mod inflight;
 mod intime;
 mod stream;
 
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 pub use enforcement::{Enforcement, Item, Lost, Step};
@@ -15,15 +17,19 @@ pub use stream::{BrokenOff, Opened, ReplyStream, broken_off};
 
 use crate::brake::{Brake, CallContext, CallRecord, Decision, Permit, Prepared, SendEnd, Settled};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ledger::Stop;
 use crate::policy::{Code, Denial};
 use crate::request::Call;
 use crate::vendors::Reply;
 use http::{Http, Sent};
+use inflight::{Flight, InFlight};
 
 /// A lookup is one small read; a slow one refuses the call.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(20);
 /// Permits that expire unsent are asked for anew, so often.
 const MOST_PERMITS: u32 = 3;
+/// What is recorded of a call that a hard stop aborted.
+const ABORTED: &str = "aborted";
 
 /// How a governed call ended.
 #[derive(Debug)]
@@ -35,7 +41,8 @@ pub enum Answer {
         /// The call as the audit has it.
         record: CallRecord,
     },
-    /// Refused; nothing was sent.
+    /// Refused; nothing was sent. Or aborted in flight by a hard stop: then the denial's code is `stopped`, it says
+    /// `aborted`, and the call's outcome is unknown.
     Denied {
         /// What was refused and why.
         denial: Box<Denial>,
@@ -62,6 +69,7 @@ pub enum Answer {
 pub struct Shell {
     brake: Arc<Brake>,
     http: Http,
+    calls: Arc<InFlight>,
 }
 
 impl Shell {
@@ -69,6 +77,7 @@ impl Shell {
     pub fn new(brake: Arc<Brake>) -> Self {
         let clock = Arc::clone(brake.clock());
         Self {
+            calls: InFlight::new(Arc::clone(brake.ledger()), Arc::clone(&clock)),
             brake,
             http: Http::new(clock),
         }
@@ -163,9 +172,9 @@ impl Shell {
     async fn deliver_permit(self: &Arc<Self>, permit: Permit) -> Result<(Opened, bool)> {
         let send_before_boot_ms = permit.send_before_boot_ms;
         let mut guard = Guard::new(self, permit);
-        let sent = match guard.permit() {
-            Some(permit) => self.http.send(permit).await,
-            None => Sent::Ended(SendEnd::NeverSent, None),
+        let sent = match guard.send().await {
+            Ok(sent) => sent,
+            Err(stop) => return Ok((Opened::from(aborted(&mut guard, &stop).await?), false)),
         };
         let (end, error) = match (sent, guard.permit()) {
             (Sent::Ended(end, error), _) => (end, error),
@@ -227,11 +236,28 @@ async fn settled(guard: &mut Guard, end: SendEnd, error: Option<reqwest::Error>)
     })
 }
 
+/// The same of a call that a hard stop met in flight: it is unknown, and its caller is told so.
+async fn aborted(guard: &mut Guard, stop: &Stop) -> Result<Answer> {
+    let told = guard.permit().map(|permit| guard.brake().aborted(permit, stop));
+    let reason = ABORTED.to_owned();
+    let ended = settled(guard, SendEnd::Lost { reason }, None).await?;
+    Ok(match (ended, told) {
+        (Answer::Lost { record, .. }, Some((denial, reply))) => Answer::Denied {
+            denial: Box::new(denial),
+            reply,
+            record,
+        },
+        (ended, _) => ended,
+    })
+}
+
 /// Holds a permit while its request is under way. Dropped in mid-flight (a cancelled future), it records that
 /// the outcome is unknown; if even that cannot be done, the hold stands until its deadline says the same.
 struct Guard {
     shell: Arc<Shell>,
     permit: Option<Permit>,
+    /// Its place among the calls that a hard stop aborts.
+    flight: Option<Flight>,
     /// What is recorded when it is dropped, in a word.
     reason: &'static str,
     /// Where it is recorded: a stream may be dropped on a thread without a runtime.
@@ -240,8 +266,10 @@ struct Guard {
 
 impl Guard {
     fn new(shell: &Arc<Shell>, permit: Permit) -> Self {
+        let (facts, key) = permit.bindings();
         Self {
             shell: Arc::clone(shell),
+            flight: shell.calls.enter(facts, key),
             permit: Some(permit),
             reason: "cancelled",
             runtime: tokio::runtime::Handle::try_current().ok(),
@@ -255,6 +283,28 @@ impl Guard {
 
     const fn permit(&self) -> Option<&Permit> {
         self.permit.as_ref()
+    }
+
+    /// Sends the permit, unless a hard stop aborts it.
+    async fn send(&mut self) -> Result<Sent, Stop> {
+        let Some(permit) = &self.permit else {
+            return Ok(Sent::Ended(SendEnd::NeverSent, None));
+        };
+        let flight = &mut self.flight;
+        tokio::select! {
+            biased;
+            stop = std::future::poll_fn(|cx| poll_aborted(flight, cx)) => Err(stop),
+            sent = self.shell.http.send(permit) => Ok(sent),
+        }
+    }
+
+    /// The hard stop that aborts it, once there is one.
+    fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<Stop> {
+        poll_aborted(&mut self.flight, cx)
+    }
+
+    fn brake(&self) -> &Brake {
+        &self.shell.brake
     }
 
     fn disarm(&mut self) -> Result<Permit> {
@@ -275,6 +325,13 @@ impl Guard {
             drop(under_way);
             settled
         }))
+    }
+}
+
+fn poll_aborted(flight: &mut Option<Flight>, cx: &mut Context<'_>) -> Poll<Stop> {
+    match flight {
+        Some(flight) => flight.poll_aborted(cx),
+        None => Poll::Pending,
     }
 }
 

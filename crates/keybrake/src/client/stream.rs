@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Sleep;
 
 use super::http::MOST_REPLY_BYTES;
-use super::{Answer, Guard};
+use super::{ABORTED, Answer, Guard};
 use crate::brake::{CallRecord, SendEnd, Settled};
 use crate::error::{Error, ErrorKind, Result};
 use crate::policy::Denial;
@@ -112,6 +112,8 @@ pub struct ReplyStream {
     record: CallRecord,
     guard: Guard,
     phase: Phase,
+    /// What the caller is told when a hard stop has aborted it.
+    stopped: Option<(Box<Denial>, Reply)>,
 }
 
 #[derive(Debug)]
@@ -129,10 +131,12 @@ enum Phase {
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the reply broke off ({reason}; call {call_id})")]
 pub struct BrokenOff {
-    /// In a word: `timeout`, `reply_cut_off`.
+    /// In a word: `timeout`, `reply_cut_off`, `aborted`.
     pub reason: String,
     /// The call's id.
     pub call_id: String,
+    /// The denial (`stopped`), when a hard stop aborted it.
+    pub denial: Option<Box<Denial>>,
 }
 
 impl ReplyStream {
@@ -143,6 +147,7 @@ impl ReplyStream {
             record: begun.record,
             guard: guard.saying(CLOSED_EARLY),
             phase: Phase::Arriving(incoming),
+            stopped: None,
         }
     }
 
@@ -194,8 +199,18 @@ impl ReplyStream {
                     Err(error) => Some(Err(error)),
                 }));
             };
-            let piece = ready!(incoming.poll_piece(cx));
-            let begun = match piece {
+            let begun = match self.guard.poll_aborted(cx) {
+                Poll::Ready(stop) => {
+                    let told = self
+                        .guard
+                        .permit()
+                        .map(|permit| self.guard.brake().aborted(permit, &stop));
+                    self.stopped = told.map(|(denial, reply)| (Box::new(denial), reply));
+                    Err(ABORTED)
+                }
+                Poll::Pending => Ok(ready!(incoming.poll_piece(cx))),
+            };
+            let begun = match begun.unwrap_or_else(|reason| Some(Err(reason))) {
                 Some(Ok(piece)) if !incoming.body.is_end_stream() => return Poll::Ready(Some(Ok(piece))),
                 // Whoever reads by length asks for nothing after this piece: so settle before it.
                 Some(Ok(last)) => self.settle(SendEnd::Reply(self.head.clone()), Some(last), None),
@@ -247,6 +262,7 @@ impl ReplyStream {
         let broken = BrokenOff {
             reason: reason.to_owned(),
             call_id: self.record.call_id.clone(),
+            denial: self.stopped.as_ref().map(|(denial, _)| denial.clone()),
         };
         Error::new(ErrorKind::Vendor, broken.to_string()).because(broken)
     }
@@ -279,6 +295,16 @@ impl ReplyStream {
                 },
                 record: self.record,
             },
+            Some(_) if self.stopped.is_some() => {
+                let Some((denial, reply)) = self.stopped else {
+                    return Err(Error::new(ErrorKind::Internal, "a denial was lost"));
+                };
+                Answer::Denied {
+                    denial,
+                    reply,
+                    record: self.record,
+                }
+            }
             Some(reason) => Answer::Lost {
                 reason,
                 never_sent: false,

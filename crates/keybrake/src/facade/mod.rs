@@ -98,6 +98,15 @@ impl Keybrake {
         self.ledger().stop(scope, admin).await
     }
 
+    /// As [`stop`](Self::stop), and calls in flight are aborted, in every process that has some: their callers get a denial
+    /// (`stopped`), and their outcome is unknown until it is reconciled.
+    ///
+    /// # Errors
+    /// `LedgerUnavailable`.
+    pub async fn stop_hard(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
+        self.ledger().stop_hard(scope, admin).await
+    }
+
     /// Ends a stop; answers whether there was one.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ use crate::ledger::{
     self, AdminNote, BudgetDef, BudgetUsage, Event, EventFilter, HoldFilter, IssueKey, KeyRecord,
     LeaseAnswer, LeaseAsk, Ledger, LedgerCheck, LedgerInfo, LedgerSecret, Reasserted, Reassertion,
     Reservation, ReserveAnswer, ReserveRequest, Scope, SettleAnswer, Settlement, Stop, StopAnswer, StopScope,
-    TokenHash, VerifyReport,
+    StopWatch, TokenHash, VerifyReport,
 };
 
 /// Opens the ledger of a URL as [`ledger::open`] does; with `lease_ms` in it, one that decides from leases.
@@ -193,6 +193,15 @@ impl Ledger for LeasedLedger {
     async fn stop(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
         self.keeper().give_back(None).await;
         self.inner.stop(scope, admin).await
+    }
+
+    async fn stop_hard(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
+        self.keeper().give_back(None).await;
+        self.inner.stop_hard(scope, admin).await
+    }
+
+    fn watch_stops(&self) -> Box<dyn StopWatch> {
+        self.inner.watch_stops()
     }
 
     async fn resume(&self, scope: &StopScope, admin: AdminNote) -> Result<bool> {

@@ -12,7 +12,7 @@ use super::store::Store;
 use super::types::{
     AdminNote, BudgetDef, BudgetUsage, HoldFilter, IssueKey, KeyRecord, LedgerInfo, LedgerSecret,
     Reservation, ReserveAnswer, ReserveRequest, Scope, SettleAnswer, Settlement, Stop, StopAnswer, StopScope,
-    TokenHash, VerifyReport,
+    TokenHash, Told, VerifyReport,
 };
 use super::{Ledger, memory_store::MemoryStore};
 use crate::clock::Clock;
@@ -73,6 +73,17 @@ impl MemoryLedger {
     }
 }
 
+impl MemoryLedger {
+    async fn stopped(&self, scope: &StopScope, admin: &AdminNote, hard: bool) -> Result<StopAnswer> {
+        let (answer, leases) = self.step(|store, _, clock_ms| {
+            let answer = rules::stop(store, clock_ms, scope, admin, hard)?;
+            Ok((answer, rules::leases(store, clock_ms, Before::Stop(scope))?))
+        })?;
+        lease::end(self, leases).await?;
+        Ok(answer)
+    }
+}
+
 #[async_trait]
 impl Ledger for MemoryLedger {
     async fn info(&self) -> Result<LedgerInfo> {
@@ -119,12 +130,13 @@ impl Ledger for MemoryLedger {
     }
 
     async fn stop(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
-        let (answer, leases) = self.step(|store, _, clock_ms| {
-            let answer = rules::stop(store, clock_ms, &scope, &admin)?;
-            Ok((answer, rules::leases(store, clock_ms, Before::Stop(&scope))?))
-        })?;
-        lease::end(self, leases).await?;
-        Ok(answer)
+        self.stopped(&scope, &admin, false).await
+    }
+
+    async fn stop_hard(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
+        let told = Told::TheyLook;
+        let answer = self.stopped(&scope, &admin, true).await?;
+        Ok(StopAnswer { told, ..answer })
     }
 
     async fn resume(&self, scope: &StopScope, admin: AdminNote) -> Result<bool> {

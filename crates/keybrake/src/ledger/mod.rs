@@ -48,6 +48,28 @@ pub use types::*;
 
 use crate::error::Result;
 
+/// Waits for hard stops.
+#[async_trait]
+pub trait StopWatch: Send + std::fmt::Debug {
+    /// Returns when a hard stop may have been set since the last time, and the first time when no later one can be
+    /// missed. Whether one was is told by [`Ledger::stops`]. Dropping the future loses nothing.
+    async fn next(&mut self);
+}
+
+/// Looks all the time: for ledgers whose stops cost little to read.
+#[derive(Debug)]
+struct Look;
+
+/// A tenth of a second.
+const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(100);
+
+#[async_trait]
+impl StopWatch for Look {
+    async fn next(&mut self) {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
 /// The store that answers "may this be spent?" in one atomic step.
 #[async_trait]
 pub trait Ledger: Send + Sync + std::fmt::Debug {
@@ -110,6 +132,15 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     /// A standing refusal for a scope until [`resume`](Self::resume). No reserve commits after it returns, and no
     /// lease that it covers admits a call.
     async fn stop(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer>;
+
+    /// The same, and calls in flight are aborted and left unknown, in every process ([`watch_stops`](Self::watch_stops)).
+    /// A stop that stands becomes a hard one.
+    async fn stop_hard(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer>;
+
+    /// What a process that has calls in flight waits on for hard stops.
+    fn watch_stops(&self) -> Box<dyn StopWatch> {
+        Box::new(Look)
+    }
 
     /// Ends a stop. Answers whether there was one.
     async fn resume(&self, scope: &StopScope, admin: AdminNote) -> Result<bool>;

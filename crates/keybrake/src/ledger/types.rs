@@ -133,6 +133,23 @@ pub struct Stop {
     pub since_ms: i64,
     /// By whom and why.
     pub admin: AdminNote,
+    /// Whether calls in flight are aborted too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hard: bool,
+}
+
+/// How processes learn of a hard stop.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Told {
+    /// The stop is not a hard one.
+    #[default]
+    NotAsked,
+    /// So many were told at once: those that have calls in flight, or had some a few seconds ago.
+    Processes(u32),
+    /// They look themselves, several times a second while calls are in flight.
+    TheyLook,
+    /// They could not be told, and look themselves within two seconds. Why, without a password.
+    Failed(String),
 }
 
 /// What a stop met when it was set.
@@ -146,6 +163,8 @@ pub struct StopAnswer {
     pub in_flight: Vec<Reservation>,
     /// Open runs that it does not touch.
     pub other_runs: u32,
+    /// For a hard stop: how the processes that have these calls in flight learn of it.
+    pub told: Told,
 }
 
 /// How two attempts are known to be one spend.

@@ -168,6 +168,9 @@ pub struct Denial {
     /// Whether waiting may help (`cap_held` only).
     #[serde(default)]
     pub retryable: bool,
+    /// Whether the call was in flight already when a hard stop aborted it (`stopped` only): it may have taken effect.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub aborted: bool,
     /// Whether the text for the model may carry amounts (`model_detail: full`).
     #[serde(default = "yes")]
     pub full_detail: bool,
@@ -191,6 +194,7 @@ impl Denial {
             stop: None,
             existing: None,
             retryable: false,
+            aborted: false,
             full_detail: true,
         }
     }

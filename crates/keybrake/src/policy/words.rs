@@ -1,5 +1,5 @@
 //! Words for the model: one text for each code. They say what was refused, that no money moved (never of
-//! `outcome_unknown`), what is left if the policy lets them, and what to do instead of trying again.
+//! `outcome_unknown`, nor of a call that was stopped in flight), what is left if the policy lets them, and what to do instead of trying again.
 
 use super::amounts::time_text;
 use super::verdict::{BudgetView, Code, Denial};
@@ -12,7 +12,9 @@ pub const REPLAYED: &str =
 /// The text that a model should read after a refusal. Carries amounts, limits, times and ids only when the
 /// policy's `model_detail` is `full`.
 pub fn for_model(denial: &Denial) -> String {
-    if denial.full_detail {
+    if denial.aborted {
+        aborted(denial)
+    } else if denial.full_detail {
         full(denial)
     } else {
         reason(denial.code).to_owned()
@@ -148,6 +150,18 @@ fn full(denial: &Denial) -> String {
         }
         code => reason(code).to_owned(),
     }
+}
+
+/// A call that an operator stopped in flight: it may have moved money.
+fn aborted(denial: &Denial) -> String {
+    let id = if denial.full_detail {
+        format!(" (call {})", clean(&denial.call_id))
+    } else {
+        String::new()
+    };
+    format!(
+        "STOPPED by an operator while this call was under way. Its result is UNKNOWN; it may have happened. Do not send it again. End the run now and tell the user it is being checked{id}."
+    )
 }
 
 fn already_done(denial: &Denial) -> String {

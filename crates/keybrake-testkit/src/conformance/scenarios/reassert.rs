@@ -336,6 +336,7 @@ pub async fn reassert_keeps_the_last_act(world: &World) {
                 scope: StopScope::Agent("a".to_owned()),
                 since_ms,
                 admin: note("said again"),
+                hard: false,
             },
             ended_at_ms,
         }],

@@ -85,6 +85,7 @@ fn stop_of(scope: &str, stop: Option<&Stop>, at_ms: i64) -> Option<StopAssertion
                 scope: scope_named(scope)?,
                 since_ms: at_ms,
                 admin: AdminNote::default(),
+                hard: false,
             },
             ended_at_ms: Some(at_ms),
         }),

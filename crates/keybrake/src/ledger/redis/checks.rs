@@ -10,7 +10,7 @@ use super::replicas::{self, Connected};
 use super::server::Connection;
 use super::url::{Place, Transport};
 use super::wire::{Parts, function, text};
-use super::{RedisLedger, library, link, log};
+use super::{RedisLedger, aborts, library, link, log};
 use crate::clock::Clock;
 use crate::error::Result;
 use crate::ledger::types::{CheckGrade, LedgerCheck};
@@ -46,11 +46,30 @@ impl RedisLedger {
             persistence(&server),
             replication(&server, place, &*connection).await,
             functions(&server),
+            self.hard_stops().await,
             namespace(place),
             self.kept_secret(),
             apart_check(apart_ms),
             state(&about),
         ])
+    }
+
+    /// Whether processes can be told to abort what they have in flight.
+    async fn hard_stops(&self) -> LedgerCheck {
+        match aborts::allowed(&self.place, &self.tell().await).await {
+            Ok(()) => check(
+                "hard stops",
+                CheckGrade::Good,
+                "processes are told at once (keybrake stop --hard)",
+                "",
+            ),
+            Err(error) => check(
+                "hard stops",
+                CheckGrade::Look,
+                format!("processes look for them by themselves, within two seconds: {error}"),
+                format!("give the ledger's user {}", aborts::rights(&self.place)),
+            ),
+        }
     }
 
     fn kept_secret(&self) -> LedgerCheck {

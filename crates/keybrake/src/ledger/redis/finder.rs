@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use redis::io::tcp::TcpSettings;
 use redis::{Cmd, ConnectionInfo, IntoConnectionInfo as _, RedisError, RedisResult, Value};
 
-use super::server::{Connection, Network, Server};
+use super::server::{Connection, Network, Server, Subscription};
 use super::wire;
 
 /// How the server is found.
@@ -134,6 +134,21 @@ impl Server for Finder {
             };
             match found {
                 Ok(connection) => return Ok(connection),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn subscribe(&self, channel: &str) -> RedisResult<Box<dyn Subscription>> {
+        let mut last = nobody("the ledger URL names no server".to_owned());
+        for seed in &self.seeds {
+            let found = match self.ask(seed).await {
+                Ok(address) => self.network(&address)?.subscribe(channel).await,
+                Err(error) => Err(error),
+            };
+            match found {
+                Ok(subscription) => return Ok(subscription),
                 Err(error) => last = error,
             }
         }

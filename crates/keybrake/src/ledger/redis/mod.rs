@@ -10,11 +10,13 @@
 //! | `copies`, `draft`, `store` | what this process remembers, and one step of the rules on it |
 //! | `past`, `again`, `recovery`, `recovery.lua` | what this process did lately, and how a server that lost it is told again |
 //! | `wire`, `step` | the step as a command, and what becomes of it |
+//! | `aborts` | hard stops: telling processes that have calls in flight |
 //! | `replicas` | strict durability: what replicas have acknowledged |
 //!
 //! Every decision is a step of [`rules`], run on copies of the records. Its commit is one call of one function, which
 //! compares everything that the step rests on, in the same atomic step as the writes: docs/decisions/0008.
 
+mod aborts;
 mod again;
 mod checks;
 mod copies;
@@ -43,7 +45,6 @@ use async_trait::async_trait;
 use self::draft::Guess;
 use self::step::{Kind, Own};
 use self::url::Place;
-use super::Ledger;
 use super::events::{Event, EventFilter};
 use super::lease::{self, Before, LeaseAnswer, LeaseAsk};
 use super::reassertion::{Reasserted, Reassertion};
@@ -54,6 +55,7 @@ use super::types::{
     LedgerSecret, Proof, ReplyFacts, Reservation, ReserveAnswer, ReserveRequest, Scope, SettleAnswer,
     Settlement, Stop, StopAnswer, StopScope, TokenHash, VerifyReport,
 };
+use super::{Ledger, StopWatch};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 
@@ -342,16 +344,39 @@ impl Ledger for RedisLedger {
     async fn stop(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
         // First it stands; then there is time to count what it meets.
         self.act(ADMIN, |draft, now_ms| {
-            rules::set_stop(draft, now_ms, &scope, &admin)
+            rules::set_stop(draft, now_ms, &scope, &admin, false)
         })
         .await?;
         // What it meets only informs: others go on with their calls meanwhile.
         self.own().lapse(&*self.clock).await?;
         let answer = self
-            .look(|draft, now_ms| rules::stop(draft, now_ms, &scope, &admin))
+            .look(|draft, now_ms| rules::stop(draft, now_ms, &scope, &admin, false))
             .await?;
         self.end_leases(Before::Stop(&scope)).await?;
         Ok(answer)
+    }
+
+    async fn stop_hard(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
+        let stands = self
+            .act(ADMIN, |draft, now_ms| {
+                rules::set_stop(draft, now_ms, &scope, &admin, true)
+            })
+            .await;
+        // Counted before they are told, since what they abort is in flight no more.
+        let met = async {
+            self.own().lapse(&*self.clock).await?;
+            self.look(|draft, now_ms| rules::stop(draft, now_ms, &scope, &admin, true))
+                .await
+        };
+        let met = met.await;
+        let told = self.tell().await;
+        let leases = self.end_leases(Before::Stop(&scope)).await;
+        stands.and(leases)?;
+        Ok(StopAnswer { told, ..met? })
+    }
+
+    fn watch_stops(&self) -> Box<dyn StopWatch> {
+        self.listen()
     }
 
     async fn resume(&self, scope: &StopScope, admin: AdminNote) -> Result<bool> {

@@ -2,12 +2,14 @@
 //! program. The simulation has its own (`keybrake_testkit::sim`); everybody else has `Network`.
 
 use std::fmt::Debug;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionInfo, RedisResult, Value};
+use futures_core::Stream as _;
+use redis::aio::{MultiplexedConnection, PubSubStream};
+use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionInfo, RedisError, RedisResult, Value};
 
 use crate::clock::{Clock as _, SystemClock};
 
@@ -16,6 +18,15 @@ use crate::clock::{Clock as _, SystemClock};
 pub trait Server: Send + Sync + Debug {
     /// Connects, within the ledger's timeout.
     async fn connect(&self) -> RedisResult<Arc<dyn Connection>>;
+
+    /// Listens to a channel, within the ledger's timeout.
+    async fn subscribe(&self, channel: &str) -> RedisResult<Box<dyn Subscription>> {
+        Err(RedisError::from((
+            redis::ErrorKind::Client,
+            "no channels",
+            channel.to_owned(),
+        )))
+    }
 
     /// Milliseconds on a clock that never jumps, for pauses between tries.
     fn boot_ms(&self) -> i64;
@@ -37,6 +48,13 @@ pub trait Connection: Send + Sync + Debug {
     }
 }
 
+/// A connection that listens to a channel.
+#[async_trait]
+pub trait Subscription: Send + Debug {
+    /// Waits for a message; answers `false` when the connection has ended. Dropping the future loses nothing.
+    async fn message(&mut self) -> bool;
+}
+
 /// A server on a network.
 #[derive(Debug)]
 pub(super) struct Network {
@@ -47,11 +65,7 @@ pub(super) struct Network {
 #[async_trait]
 impl Server for Network {
     async fn connect(&self) -> RedisResult<Arc<dyn Connection>> {
-        if matches!(self.connection.addr(), redis::ConnectionAddr::TcpTls { .. }) {
-            // Another library may have installed a provider already; either will do.
-            let _ = rustls::crypto::CryptoProvider::install_default(rustls::crypto::ring::default_provider());
-        }
-        let client = Client::open(self.connection.clone())?;
+        let client = self.client()?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.timeout))
             .set_response_timeout(Some(self.timeout));
@@ -61,12 +75,37 @@ impl Server for Network {
         Ok(Arc::new(Multiplexed(connection)))
     }
 
+    async fn subscribe(&self, channel: &str) -> RedisResult<Box<dyn Subscription>> {
+        let client = self.client()?;
+        let listening = async {
+            let mut listener = client.get_async_pubsub().await?;
+            listener.subscribe(channel).await?;
+            Ok(listener)
+        };
+        let listener = tokio::time::timeout(self.timeout, listening).await;
+        let listener = listener.unwrap_or_else(|_| {
+            let silent = std::io::Error::from(std::io::ErrorKind::TimedOut);
+            Err(RedisError::from(silent))
+        })?;
+        Ok(Box::new(Channel(listener.into_on_message())))
+    }
+
     fn boot_ms(&self) -> i64 {
         boot_ms()
     }
 
     fn random(&self) -> u8 {
         random()
+    }
+}
+
+impl Network {
+    fn client(&self) -> RedisResult<Client> {
+        if matches!(self.connection.addr(), redis::ConnectionAddr::TcpTls { .. }) {
+            // Another library may have installed a provider already; either will do.
+            let _ = rustls::crypto::CryptoProvider::install_default(rustls::crypto::ring::default_provider());
+        }
+        Client::open(self.connection.clone())
     }
 }
 
@@ -79,6 +118,22 @@ pub(super) fn random() -> u8 {
     let _ = getrandom::fill(&mut random);
     let [random] = random;
     random
+}
+
+struct Channel(PubSubStream);
+
+impl Debug for Channel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Channel").finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Subscription for Channel {
+    async fn message(&mut self) -> bool {
+        let next = std::future::poll_fn(|cx| Pin::new(&mut self.0).poll_next(cx));
+        next.await.is_some()
+    }
 }
 
 #[derive(Clone, Debug)]

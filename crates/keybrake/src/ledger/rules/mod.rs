@@ -35,7 +35,7 @@ pub use lease::{LeasedEnd, lease, leased_end, leases};
 pub use reassert::reassert;
 pub use reserve::reserve;
 pub use settle::settle;
-pub use stops::{resume, set_stop, stop};
+pub use stops::{aborted, covers, resume, set_stop, stop};
 pub use sweep::{holds, sweep};
 pub(in crate::ledger) use time::gap_event;
 pub use time::{ClockGuard, JUMP_MS, accept_clock, ledger_time, note_opening};

@@ -9,21 +9,24 @@ use crate::error::Result;
 use crate::ledger::events::EventKind;
 use crate::ledger::store::{KeyState, Store};
 use crate::ledger::types::{
-    AdminNote, CallFacts, HoldFilter, KeyRecord, Reservation, State, Stop, StopAnswer, StopScope,
+    AdminNote, CallFacts, Grant, HoldFilter, KeyRecord, Reservation, State, Stop, StopAnswer, StopScope, Told,
 };
 use crate::policy::{Code, Denial, StopView};
 
 /// Calls in flight that an answer lists.
 const IN_FLIGHT: usize = 100;
 
-/// Sets a stop, or answers the one that stands already.
-pub fn stop(store: &mut dyn Store, clock_ms: i64, scope: &StopScope, note: &AdminNote) -> Result<StopAnswer> {
+/// Sets a stop, or answers the one that stands already; a `hard` one makes that hard.
+pub fn stop(
+    store: &mut dyn Store,
+    clock_ms: i64,
+    scope: &StopScope,
+    note: &AdminNote,
+    hard: bool,
+) -> Result<StopAnswer> {
     let mut step = Step::begin(store, clock_ms)?;
     lapse(&mut step)?;
-    let stop = match step.store.stop(scope)? {
-        Some(standing) => standing,
-        None => set(&mut step, scope, note)?,
-    };
+    let stop = set(&mut step, scope, note, hard)?;
     let (keys_refused, other_runs) = reach(&mut step, scope)?;
     let in_flight = in_flight(&mut step, scope)?;
     step.finish()?;
@@ -32,28 +35,41 @@ pub fn stop(store: &mut dyn Store, clock_ms: i64, scope: &StopScope, note: &Admi
         keys_refused,
         in_flight,
         other_runs,
+        told: Told::NotAsked,
     })
 }
 
 /// Sets a stop, and looks at nothing else: for a backend where looking takes time.
-pub fn set_stop(store: &mut dyn Store, clock_ms: i64, scope: &StopScope, note: &AdminNote) -> Result<()> {
+pub fn set_stop(
+    store: &mut dyn Store,
+    clock_ms: i64,
+    scope: &StopScope,
+    note: &AdminNote,
+    hard: bool,
+) -> Result<()> {
     let mut step = Step::begin(store, clock_ms)?;
-    if step.store.stop(scope)?.is_none() {
-        set(&mut step, scope, note)?;
-    }
+    set(&mut step, scope, note, hard)?;
     step.finish()
 }
 
-fn set(step: &mut Step<'_>, scope: &StopScope, note: &AdminNote) -> Result<Stop> {
-    let stop = Stop {
-        scope: scope.clone(),
-        since_ms: step.now_ms,
-        admin: note.clone(),
+fn set(step: &mut Step<'_>, scope: &StopScope, note: &AdminNote, hard: bool) -> Result<Stop> {
+    let stop = match step.store.stop(scope)? {
+        Some(standing) if standing.hard || !hard => return Ok(standing),
+        Some(standing) => Stop { hard, ..standing },
+        None => {
+            step.meta.stops = step.meta.stops.saturating_add(1);
+            Stop {
+                scope: scope.clone(),
+                since_ms: step.now_ms,
+                admin: note.clone(),
+                hard,
+            }
+        }
     };
     step.store.put_stop(&stop)?;
     acts::note_stop(step, scope, stop.since_ms)?;
-    step.meta.stops = step.meta.stops.saturating_add(1);
-    let body = admin_body("stop", scope.name(), note, &[]);
+    let detail = [("hard", true.into())];
+    let body = admin_body("stop", scope.name(), note, if hard { &detail } else { &[] });
     step.append(EventKind::Admin, None, Vec::new(), body)?;
     Ok(stop)
 }
@@ -144,6 +160,12 @@ fn in_flight(step: &mut Step<'_>, scope: &StopScope) -> Result<Vec<Reservation>>
         .collect())
 }
 
+/// Whether a stop covers a call that was let through: by what it is itself, and by what its key and the key's ancestors
+/// (`family`) are bound to.
+pub fn covers(scope: &StopScope, facts: &CallFacts, family: &[KeyRecord]) -> bool {
+    covers_call(scope, facts) || family.iter().any(|key| bindings(key).contains(scope))
+}
+
 fn covers_call(scope: &StopScope, facts: &CallFacts) -> bool {
     let is = |own: &Option<String>, id: &String| own.as_ref() == Some(id);
     match scope {
@@ -214,6 +236,21 @@ fn first_standing(step: &mut Step<'_>, scopes: Vec<StopScope>) -> Result<Option<
         }
     }
     Ok(None)
+}
+
+/// What the caller of a call is told that a hard stop aborted in flight.
+pub fn aborted(stop: &Stop, grant: &Grant) -> Denial {
+    let mut denial = denial(stop);
+    denial.message = format!(
+        "{} was stopped by {}: {}. This call was in flight and was aborted: whether it took effect is unknown, and its \
+         amount stays held until that is known (call {})",
+        stop.scope.name(),
+        stop.admin.by,
+        stop.admin.reason,
+        grant.call_id
+    );
+    denial.aborted = true;
+    denial
 }
 
 /// `billing is stopped since … by …`

@@ -45,7 +45,7 @@ use super::store::Store as _;
 use super::types::{
     AdminNote, BudgetDef, BudgetUsage, HoldFilter, IssueKey, KeyRecord, LedgerInfo, LedgerSecret,
     Reservation, ReserveAnswer, ReserveRequest, Scope, SettleAnswer, Settlement, Stop, StopAnswer, StopScope,
-    TokenHash, VerifyReport,
+    TokenHash, Told, VerifyReport,
 };
 use crate::clock::Clock;
 use crate::error::{Error, Result};
@@ -223,6 +223,19 @@ impl SqliteLedger {
     }
 }
 
+impl SqliteLedger {
+    async fn stopped(&self, scope: StopScope, admin: AdminNote, hard: bool) -> Result<StopAnswer> {
+        let (answer, leases) = self
+            .admin(move |store, clock_ms| {
+                let answer = rules::stop(store, clock_ms, &scope, &admin, hard)?;
+                Ok((answer, rules::leases(store, clock_ms, Before::Stop(&scope))?))
+            })
+            .await?;
+        lease::end(self, leases).await?;
+        Ok(answer)
+    }
+}
+
 #[async_trait]
 impl Ledger for SqliteLedger {
     async fn info(&self) -> Result<LedgerInfo> {
@@ -287,14 +300,13 @@ impl Ledger for SqliteLedger {
     }
 
     async fn stop(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
-        let (answer, leases) = self
-            .admin(move |store, clock_ms| {
-                let answer = rules::stop(store, clock_ms, &scope, &admin)?;
-                Ok((answer, rules::leases(store, clock_ms, Before::Stop(&scope))?))
-            })
-            .await?;
-        lease::end(self, leases).await?;
-        Ok(answer)
+        self.stopped(scope, admin, false).await
+    }
+
+    async fn stop_hard(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
+        let told = Told::TheyLook;
+        let answer = self.stopped(scope, admin, true).await?;
+        Ok(StopAnswer { told, ..answer })
     }
 
     async fn resume(&self, scope: &StopScope, admin: AdminNote) -> Result<bool> {
