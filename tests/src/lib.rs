@@ -1,5 +1,6 @@
 //! Cross-crate tests live in `tests/`; what they share with their helper programs is here.
 
+pub mod archives;
 pub mod books;
 pub mod fleet;
 pub mod gated;

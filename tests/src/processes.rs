@@ -52,6 +52,15 @@ impl Worker {
     }
 }
 
+impl Worker {
+    /// Ends it with SIGKILL, unless it has come to its end by itself, in good order.
+    pub fn end(mut self) {
+        self.child.kill().unwrap();
+        let status = self.child.wait().unwrap();
+        assert!(status.signal().is_some() || status.success(), "{status}");
+    }
+}
+
 /// Numbers that look random and are the same for the same seed.
 #[derive(Clone, Debug)]
 pub struct Chance(u64);

@@ -261,6 +261,8 @@ pub(crate) struct ResumeArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct WhyArgs {
+    #[command(flatten)]
+    pub(crate) source: FromArgs,
     /// A run, or a call id (or enough of its beginning or end)
     pub(crate) subject: String,
     /// At most this many steps
@@ -273,18 +275,25 @@ pub(crate) enum AuditCommand {
     /// One row for each call, the newest last
     List {
         #[command(flatten)]
+        source: FromArgs,
+        #[command(flatten)]
         filter: FilterArgs,
         /// At most this many, the newest
         #[arg(long, default_value_t = 50)]
         limit: usize,
     },
     /// Do checkpoints plus later events equal the counters?
-    Verify,
+    Verify {
+        #[command(flatten)]
+        source: FromArgs,
+    },
     /// Write all rows as CSV or JSON lines
     #[command(
         after_help = "Example:\n  keybrake audit export --format csv --since 30d --output november.csv"
     )]
     Export {
+        #[command(flatten)]
+        source: FromArgs,
         #[command(flatten)]
         filter: FilterArgs,
         /// csv or jsonl
@@ -296,19 +305,68 @@ pub(crate) enum AuditCommand {
     },
     /// Budgets that refused calls, the most often first
     Caps {
+        #[command(flatten)]
+        source: FromArgs,
         /// Such as 24h, 7d or 2026-11-01
         #[arg(long, default_value = "24h")]
         since: String,
     },
     /// How long vendors took: p50, p95 and the slowest
     Slow {
+        #[command(flatten)]
+        source: FromArgs,
         /// Such as 24h, 7d or 2026-11-01
         #[arg(long, default_value = "24h")]
         since: String,
     },
-    /// Not available yet
-    #[command(hide = true)]
-    Drain(LaterArgs),
+    /// Take the log to durable storage, exactly once, and trim it behind that
+    #[command(after_help = "Examples:
+  keybrake audit drain --to sqlite:audit.db
+  keybrake audit drain --to postgres://keybrake@db/audit --keep 7d --follow
+  keybrake audit drain --forget 5f0c… --reason \"its disk is gone\"
+
+Any number may run at once. Without --keep or --trim the ledger keeps its log. What is trimmed is in every archive
+that the log is drained to, and a signed checkpoint stands for it.")]
+    Drain(DrainArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DrainArgs {
+    /// The archive: sqlite:FILE or postgres://user@host/database; else KEYBRAKE_ARCHIVE, else archive in keybrake.toml
+    #[arg(long, value_name = "URL")]
+    pub(crate) to: Option<String>,
+    /// Go on until stopped, and look for new events every second
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// Then trim the ledger's log, but keep what is younger, such as 7d
+    #[arg(long, value_name = "SPAN", conflicts_with = "trim")]
+    pub(crate) keep: Option<String>,
+    /// Then trim all of the ledger's log that every archive has
+    #[arg(long)]
+    pub(crate) trim: bool,
+    /// Events in one transaction of the archive
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=9_000))]
+    pub(crate) batch: u32,
+    /// Go on although the ledger no longer has events that this archive lacks
+    #[arg(long)]
+    pub(crate) accept_gap: bool,
+    /// Drain nothing: give up the archive with this id, so that trimming no longer waits for it
+    #[arg(long, value_name = "ARCHIVE", conflicts_with_all = ["to", "follow", "keep", "trim", "accept_gap"], requires = "reason")]
+    pub(crate) forget: Option<String>,
+    /// Why; goes into the audit
+    #[arg(long)]
+    pub(crate) reason: Option<String>,
+}
+
+/// Where a question is answered from.
+#[derive(Args, Debug, Default)]
+pub(crate) struct FromArgs {
+    /// Answer from an archive alone: sqlite:FILE or postgres://user@host/database
+    #[arg(long, value_name = "URL")]
+    pub(crate) from: Option<String>,
+    /// Which log of the archive, when it has several: LEDGER-ID or LEDGER-ID/NAMESPACE
+    #[arg(long, value_name = "LOG", requires = "from")]
+    pub(crate) log: Option<String>,
 }
 
 #[derive(Args, Debug, Default)]
@@ -352,6 +410,8 @@ pub(crate) enum By {
 
 #[derive(Args, Debug)]
 pub(crate) struct SpendArgs {
+    #[command(flatten)]
+    pub(crate) source: FromArgs,
     /// Added up by
     #[arg(long, value_enum, default_value_t = By::Agent)]
     pub(crate) by: By,

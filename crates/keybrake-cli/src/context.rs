@@ -20,8 +20,8 @@ pub(crate) struct Context<'a> {
     pub(crate) paint: Paint,
     pub(crate) clock: Arc<dyn Clock>,
     ledger_argument: Option<String>,
-    /// Set once a ledger was opened: goes into every JSON answer, errors too.
-    ledger_name: Option<String>,
+    /// What answers, once it was opened: goes into every JSON answer, errors too.
+    named: Map<String, Value>,
 }
 
 /// An open ledger.
@@ -39,7 +39,7 @@ impl<'a> Context<'a> {
             paint: Paint(wants_colour && !dumb && !json),
             clock: Arc::new(SystemClock),
             ledger_argument,
-            ledger_name: None,
+            named: Map::new(),
             io,
         }
     }
@@ -49,7 +49,7 @@ impl<'a> Context<'a> {
         let url = self.ledger_url()?;
         let ledger = keybrake::ledger::open(&url, Arc::clone(&self.clock))?;
         let info = ledger.info().await?;
-        self.ledger_name = Some(info.url.clone());
+        self.named.insert("ledger".to_owned(), info.url.clone().into());
         if !self.json {
             let new = if info.last_seq == 0 {
                 " (empty: nothing was ever recorded in it)"
@@ -68,10 +68,32 @@ impl<'a> Context<'a> {
             || ["KEYBRAKE_LEDGER", "KEYBRAKE_CONFIG"]
                 .iter()
                 .any(|name| config::environment(name).is_some());
-        if !named && let Some(url) = ledger_of_project()? {
+        if !named && let Some(url) = url_of_project("ledger")? {
             return Ok(url);
         }
         Ok(config::ledger_url(self.ledger_argument.as_deref())?)
+    }
+
+    /// The archive's URL, if one is configured: the argument, the environment, an owner-only `keybrake.toml` at the
+    /// project root.
+    pub(crate) fn archive_url(argument: Option<&str>) -> Result<Option<String>, Failure> {
+        if let Some(url) = argument {
+            return Ok(Some(url.to_owned()));
+        }
+        match config::archive_url()? {
+            Some(url) => Ok(Some(url)),
+            None if config::environment("KEYBRAKE_CONFIG").is_some() => Ok(None),
+            None => url_of_project("archive"),
+        }
+    }
+
+    /// Names what answers, on the error stream, and in every JSON answer from now on.
+    pub(crate) fn name(&mut self, what: &'static str, place: &str, words: &str) -> Result<(), Failure> {
+        self.named.insert(what.to_owned(), place.into());
+        if !self.json {
+            writeln!(self.io.err, "{}", printable(words))?;
+        }
+        Ok(())
     }
 
     /// Prints a line for people. Hostile characters are replaced, so every text may be passed.
@@ -81,10 +103,7 @@ impl<'a> Context<'a> {
 
     /// Prints an answer for scripts, with the ledger's name in it.
     pub(crate) fn answer(&mut self, answer: Value) -> Result<(), Failure> {
-        let mut all = Map::new();
-        if let Some(name) = &self.ledger_name {
-            all.insert("ledger".to_owned(), name.clone().into());
-        }
+        let mut all = self.named.clone();
         match answer {
             Value::Object(fields) => all.extend(fields),
             other => {
@@ -134,9 +153,9 @@ impl<'a> Context<'a> {
     }
 }
 
-/// The `ledger` of `keybrake.toml` at the project root: the nearest directory upwards that has one, not above
+/// The `ledger` or the `archive` of `keybrake.toml` at the project root: the nearest directory upwards that has one, not above
 /// the repository. Only an owner-only file is believed; a file that came with a repository is not.
-fn ledger_of_project() -> Result<Option<String>, Failure> {
+fn url_of_project(name: &str) -> Result<Option<String>, Failure> {
     let here = std::env::current_dir()?;
     let Some(file) = project_file(&here) else {
         return Ok(None);
@@ -152,7 +171,7 @@ fn ledger_of_project() -> Result<Option<String>, Failure> {
             file.display()
         )));
     }
-    Ok(config::ledger_of_file(&file)?)
+    Ok(config::url_of_file(&file, name)?)
 }
 
 fn project_file(here: &Path) -> Option<PathBuf> {

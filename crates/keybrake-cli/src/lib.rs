@@ -8,6 +8,7 @@ mod context;
 mod failure;
 mod io;
 mod journal;
+mod reading;
 mod show;
 
 use std::ffi::OsString;

@@ -1,7 +1,8 @@
-//! Test kit: the vendor simulator, the ledger conformance suite, private Redis servers, and the vectors that every
+//! Test kit: the vendor simulator, the ledger conformance suite, private Redis and PostgreSQL servers, and the vectors that every
 //! language reads.
 
 pub mod conformance;
+pub mod postgres;
 pub mod redis;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -106,15 +106,38 @@ pub fn ledger_url(argument: Option<&str>) -> Result<String> {
 /// # Errors
 /// `Config` when the file cannot be read or is not TOML.
 pub fn ledger_of_file(path: &Path) -> Result<Option<String>> {
+    url_of_file(path, "ledger")
+}
+
+/// The archive to read and to drain to: `KEYBRAKE_ARCHIVE`, else `archive` in the named `keybrake.toml`
+/// (`KEYBRAKE_CONFIG`).
+///
+/// # Errors
+/// `Config` when the file cannot be read or is not TOML.
+pub fn archive_url() -> Result<Option<String>> {
+    if let Some(url) = environment("KEYBRAKE_ARCHIVE") {
+        return Ok(Some(url));
+    }
+    match environment("KEYBRAKE_CONFIG") {
+        Some(path) => url_of_file(Path::new(&path), "archive"),
+        None => Ok(None),
+    }
+}
+
+/// The `ledger` or the `archive` of a configuration file.
+///
+/// # Errors
+/// `Config` when the file cannot be read or is not TOML.
+pub fn url_of_file(path: &Path, name: &str) -> Result<Option<String>> {
     let text = std::fs::read_to_string(path)
         .map_err(|e| Error::config(format!("cannot read the configuration {}", path.display())).because(e))?;
     let table: toml::Table = toml::from_str(&text)
         .map_err(|e| Error::config(format!("{} is not valid TOML", path.display())).because(e))?;
-    match table.get("ledger") {
+    match table.get(name) {
         None => Ok(None),
         Some(toml::Value::String(url)) => Ok(Some(url.clone())),
         Some(_) => Err(Error::config(format!(
-            "`ledger` in {} must be a text, such as \"sqlite:spend.db\"",
+            "`{name}` in {} must be a text, such as \"sqlite:spend.db\"",
             path.display()
         ))),
     }

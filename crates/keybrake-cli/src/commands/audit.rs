@@ -1,4 +1,4 @@
-//! `audit list|verify|export|caps|slow`.
+//! `audit list|verify|export|caps|slow`; `drain` has a file of its own.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -6,26 +6,51 @@ use std::path::Path;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use keybrake::audit::{Audit, AuditRow, Format, RowFilter, Rows as AuditRows, printable, write_rows};
+use keybrake::audit::archive::{ArchiveReport, Signatures};
+use keybrake::audit::{AuditRow, Format, RowFilter, Rows as AuditRows, printable, write_rows};
+use keybrake::config;
 use serde_json::json;
 
+use super::drain;
 use crate::args::{AuditCommand, FilterArgs};
 use crate::context::Context;
 use crate::failure::{Failure, Outcome, exit};
+use crate::reading::{self, Reading};
 use crate::show::{Rows, count, short, since, span, time};
 
 pub(crate) async fn run(context: &mut Context<'_>, command: AuditCommand) -> Outcome {
     match command {
-        AuditCommand::List { filter, limit } => list(context, filter, limit).await,
-        AuditCommand::Verify => verify(context).await,
+        AuditCommand::List {
+            source,
+            filter,
+            limit,
+        } => {
+            let reading = reading::open(context, &source).await?;
+            list(context, &reading, filter, limit).await
+        }
+        AuditCommand::Verify { source } => match source.from {
+            Some(url) => verify_archive(context, &url, source.log.as_deref()).await,
+            None => verify(context).await,
+        },
         AuditCommand::Export {
+            source,
             filter,
             format,
             output,
-        } => export(context, filter, &format, output.as_deref()).await,
-        AuditCommand::Caps { since } => caps(context, &since).await,
-        AuditCommand::Slow { since } => slow(context, &since).await,
-        AuditCommand::Drain(_) => Err(Failure::later("keybrake audit drain")),
+        } => {
+            let format: Format = format.parse()?;
+            let reading = reading::open(context, &source).await?;
+            export(context, &reading, filter, (format, output.as_deref())).await
+        }
+        AuditCommand::Caps { source, since } => {
+            let reading = reading::open(context, &source).await?;
+            caps(context, &reading, &since).await
+        }
+        AuditCommand::Slow { source, since } => {
+            let reading = reading::open(context, &source).await?;
+            slow(context, &reading, &since).await
+        }
+        AuditCommand::Drain(args) => drain::run(context, args).await,
     }
 }
 
@@ -49,10 +74,9 @@ fn filter_of(args: FilterArgs, now_ms: i64) -> Result<RowFilter, Failure> {
     })
 }
 
-async fn list(context: &mut Context<'_>, filter: FilterArgs, limit: usize) -> Outcome {
-    let open = context.open().await?;
-    let filter = filter_of(filter, open.info.now_ms)?;
-    let found = Audit::new(open.ledger.as_ref()).list(filter, limit).await?;
+async fn list(context: &mut Context<'_>, reading: &Reading, filter: FilterArgs, limit: usize) -> Outcome {
+    let filter = filter_of(filter, reading.now_ms())?;
+    let found = reading.audit().list(filter, limit).await?;
     if context.json {
         let rows = serde_json::to_value(&found)
             .map_err(|cause| Failure::refused(format!("the rows cannot be written as JSON: {cause}")))?;
@@ -159,17 +183,90 @@ async fn verify(context: &mut Context<'_>) -> Outcome {
     Ok(if clean { exit::OK } else { exit::REFUSED })
 }
 
+/// The archive's own proof, without its ledger.
+async fn verify_archive(context: &mut Context<'_>, url: &str, wanted: Option<&str>) -> Outcome {
+    let (log, state) = reading::alone(context, url, wanted).await?;
+    // Of a fleet's ledger; that of a SQLite ledger is in the file beside it.
+    let master = config::master_key()?;
+    let secret = match &master {
+        Some(master) => Some(keybrake::ledger::redis::secret_of(master, &state.name.ledger)?),
+        None => None,
+    };
+    let bar = spinner(context, "reading events");
+    let report = log.archive().verify(&state, secret.as_ref()).await;
+    bar.finish_and_clear();
+    let report = report?;
+    if context.json {
+        let clean = report.is_clean();
+        let report = serde_json::to_value(&report)
+            .map_err(|cause| Failure::refused(format!("the report cannot be written as JSON: {cause}")))?;
+        context.answer(json!({"clean": clean, "report": report}))?;
+    } else {
+        tell_archive(context, &report)?;
+    }
+    Ok(if report.is_clean() {
+        exit::OK
+    } else {
+        exit::REFUSED
+    })
+}
+
+fn tell_archive(context: &mut Context<'_>, report: &ArchiveReport) -> Result<(), Failure> {
+    let headline = if report.is_clean() {
+        context.paint.green("CLEAN")
+    } else {
+        context.paint.red("DIFFERENT")
+    };
+    context.line(format!(
+        "{headline} {} read, {} compared, proven up to event {}",
+        count(report.events, "event"),
+        count(report.checkpoints, "checkpoint"),
+        report.proven_seq
+    ))?;
+    let words = match report.signatures {
+        Signatures::Good => "signatures are the ledger's own",
+        Signatures::Wrong => "a checkpoint was not signed by this ledger",
+        Signatures::NotChecked => "signatures were not checked: that needs KEYBRAKE_MASTER_KEY",
+    };
+    context.line(format!("  {words}"))?;
+    if !report.chain_ok {
+        context.line("  events are missing, or a checkpoint does not name the one before it")?;
+    }
+    for difference in &report.differences {
+        let text = format!(
+            "{}: events say used {} held {}, the checkpoint says used {} held {}",
+            difference.counter,
+            difference.by_events.0,
+            difference.by_events.1,
+            difference.in_ledger.0,
+            difference.in_ledger.1,
+        );
+        context.line(format!("  {}", printable(&text)))?;
+    }
+    for note in &report.notes {
+        let what = if note.kind == "lost" {
+            "were lost by the ledger after they were drained; they are kept, marked as lost"
+        } else {
+            "were never drained here"
+        };
+        context.line(format!(
+            "  events {} to {} {what}",
+            note.after_seq.saturating_add(1),
+            note.upto_seq
+        ))?;
+    }
+    Ok(())
+}
+
 async fn export(
     context: &mut Context<'_>,
+    reading: &Reading,
     filter: FilterArgs,
-    format: &str,
-    output: Option<&Path>,
+    (format, output): (Format, Option<&Path>),
 ) -> Outcome {
-    let format: Format = format.parse()?;
-    let open = context.open().await?;
-    let filter = filter_of(filter, open.info.now_ms)?;
+    let filter = filter_of(filter, reading.now_ms())?;
     let bar = spinner(context, "events read");
-    let mut rows = Audit::new(open.ledger.as_ref()).rows(filter);
+    let mut rows = reading.audit().rows(filter);
     let done = write_to(context, &mut rows, (format, output), &bar).await;
     bar.finish_and_clear();
     let rows = done?;
@@ -208,14 +305,13 @@ async fn write_to(
     Ok(done.rows)
 }
 
-async fn caps(context: &mut Context<'_>, since_text: &str) -> Outcome {
-    let open = context.open().await?;
-    let since_ms = Some(since(since_text, open.info.now_ms)?);
+async fn caps(context: &mut Context<'_>, reading: &Reading, since_text: &str) -> Outcome {
+    let since_ms = Some(since(since_text, reading.now_ms())?);
     let filter = RowFilter {
         since_ms,
         ..RowFilter::default()
     };
-    let hits = Audit::new(open.ledger.as_ref()).cap_hits(filter).await?;
+    let hits = reading.audit().cap_hits(filter).await?;
     if context.json {
         let hits = hits.iter().map(|hit| {
             json!({"budget": hit.budget, "code": hit.code, "hits": hit.hits, "last_run": hit.last_run,
@@ -242,14 +338,13 @@ async fn caps(context: &mut Context<'_>, since_text: &str) -> Outcome {
     Ok(exit::OK)
 }
 
-async fn slow(context: &mut Context<'_>, since_text: &str) -> Outcome {
-    let open = context.open().await?;
-    let since_ms = Some(since(since_text, open.info.now_ms)?);
+async fn slow(context: &mut Context<'_>, reading: &Reading, since_text: &str) -> Outcome {
+    let since_ms = Some(since(since_text, reading.now_ms())?);
     let filter = RowFilter {
         since_ms,
         ..RowFilter::default()
     };
-    let slow = Audit::new(open.ledger.as_ref()).slow(filter).await?;
+    let slow = reading.audit().slow(filter).await?;
     if context.json {
         context.answer(json!({"slow": slow.iter().map(|line| json!(line)).collect::<Vec<_>>()}))?;
     } else if slow.is_empty() {

@@ -45,6 +45,7 @@ pub(crate) async fn run(context: &mut Context<'_>, args: &DoctorArgs) -> Outcome
             waiting(&mut checks, &open).await;
             let read = ledger(&mut checks, &open).await;
             place(&mut checks, &open).await;
+            log(&mut checks, &open).await;
             let trusted = clock(&mut checks, &open, context.clock.now_ms()).await;
             if let (Err(failure), Ok(())) = (&read, &trusted) {
                 let message = failure.message.clone();
@@ -169,6 +170,17 @@ fn outcomes(contents: &Contents) -> String {
 
 fn number(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+/// Whether the log is drained, and how much of it there is.
+async fn log(checks: &mut Vec<Check>, open: &Open) {
+    match open.ledger.backlog().await {
+        Ok(backlog) => {
+            let check = backlog.check(open.info.now_ms);
+            checks.push(Check::new(check.name, check.grade, check.found, check.advice));
+        }
+        Err(error) => checks.push(Check::new("log", Grade::Bad, error.to_string(), "")),
+    }
 }
 
 /// What the ledger says of the server that it is on.

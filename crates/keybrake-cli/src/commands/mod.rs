@@ -4,6 +4,7 @@ mod audit;
 mod budget;
 mod dev;
 mod doctor;
+mod drain;
 mod holds;
 mod init;
 mod keys;

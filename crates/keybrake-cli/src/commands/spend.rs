@@ -1,15 +1,16 @@
 //! `spend`: what was spent, and where it is going.
 
-use keybrake::audit::{Audit, Outlook, RowFilter, SpendBy, SpendLine};
+use keybrake::audit::{Outlook, RowFilter, SpendBy, SpendLine};
 use serde_json::json;
 
 use crate::args::{By, SpendArgs};
 use crate::context::Context;
 use crate::failure::{Failure, Outcome, exit};
+use crate::reading;
 use crate::show::{Rows, since, usd};
 
 pub(crate) async fn run(context: &mut Context<'_>, args: SpendArgs) -> Outcome {
-    let open = context.open().await?;
+    let reading = reading::open(context, &args.source).await?;
     let by = match args.by {
         By::Run => SpendBy::Run,
         By::Agent => SpendBy::Agent,
@@ -24,11 +25,11 @@ pub(crate) async fn run(context: &mut Context<'_>, args: SpendArgs) -> Outcome {
         agent: args.agent,
         vendor: args.vendor,
         customer: args.customer,
-        since_ms: Some(since(&args.since, open.info.now_ms)?),
+        since_ms: Some(since(&args.since, reading.now_ms())?),
         ..RowFilter::default()
     };
-    let audit = Audit::new(open.ledger.as_ref());
-    let (mut lines, outlook) = audit.spend_and_outlook(filter, by, open.info.now_ms).await?;
+    let now_ms = reading.now_ms();
+    let (mut lines, outlook) = reading.audit().spend_and_outlook(filter, by, now_ms).await?;
     let left_out = lines.len().saturating_sub(args.limit);
     lines.truncate(args.limit);
     if context.json {

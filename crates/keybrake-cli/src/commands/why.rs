@@ -2,28 +2,29 @@
 
 use std::collections::BTreeSet;
 
-use keybrake::audit::{Audit, RowFilter, Story, StoryStep, Subject, printable};
-use keybrake::ledger::{EventFilter, Ledger, StopScope};
+use keybrake::audit::{RowFilter, Story, StoryStep, Subject, printable};
+use keybrake::ledger::{EventFilter, StopScope};
 use serde_json::json;
 
 use crate::args::WhyArgs;
-use crate::context::{Context, Open};
+use crate::context::Context;
 use crate::failure::{Failure, Outcome, exit};
+use crate::reading::{self, Reading};
 use crate::show::{Rows, count, short, time};
 
 pub(crate) async fn run(context: &mut Context<'_>, args: WhyArgs) -> Outcome {
-    let open = context.open().await?;
-    let subject = find(open.ledger.as_ref(), &args.subject).await?;
-    let story = Audit::new(open.ledger.as_ref()).why(subject, args.limit).await?;
+    let reading = reading::open(context, &args.source).await?;
+    let subject = find(&reading, &args.subject).await?;
+    let story = reading.audit().why(subject, args.limit).await?;
     let Some(story) = story else {
-        return without_calls(context, &open, &args.subject).await;
+        return without_calls(context, &reading, &args.subject).await;
     };
     if context.json {
         let answer = serde_json::to_value(&story)
             .map_err(|cause| Failure::refused(format!("the story cannot be written as JSON: {cause}")))?;
         context.answer(json!({"why": answer, "books_agree": story.books.differences.is_empty()}))?;
     } else {
-        tell(context, &open, &story).await?;
+        tell(context, &reading, &story).await?;
     }
     Ok(if story.books.differences.is_empty() {
         exit::OK
@@ -33,14 +34,14 @@ pub(crate) async fn run(context: &mut Context<'_>, args: WhyArgs) -> Outcome {
 }
 
 /// Whether a key or a stop names this run, though no call was made in it.
-async fn is_run(ledger: &dyn Ledger, run: &str) -> Result<bool, Failure> {
-    let stopped = ledger
+async fn is_run(reading: &Reading, run: &str) -> Result<bool, Failure> {
+    let stopped = reading
         .stops()
         .await?
         .iter()
         .any(|stop| stop.scope == StopScope::Run(run.to_owned()));
     Ok(stopped
-        || ledger
+        || reading
             .keys()
             .await?
             .iter()
@@ -48,11 +49,11 @@ async fn is_run(ledger: &dyn Ledger, run: &str) -> Result<bool, Failure> {
 }
 
 /// A run that only keys or stops know of.
-async fn without_calls(context: &mut Context<'_>, open: &Open, run: &str) -> Outcome {
-    if !is_run(open.ledger.as_ref(), run).await? {
+async fn without_calls(context: &mut Context<'_>, reading: &Reading, run: &str) -> Outcome {
+    if !is_run(reading, run).await? {
         return Err(nothing(run));
     }
-    let keys = open.ledger.keys().await?;
+    let keys = reading.keys().await?;
     let keys: Vec<&str> = keys
         .iter()
         .filter(|key| key.run.as_deref() == Some(run))
@@ -67,7 +68,7 @@ async fn without_calls(context: &mut Context<'_>, open: &Open, run: &str) -> Out
         context.line(headline)?;
         let keys = count(u64::try_from(keys.len()).unwrap_or(u64::MAX), "key");
         context.line(format!("  {keys}, no calls yet"))?;
-        tell_stops(context, open, run).await?;
+        tell_stops(context, reading, run).await?;
     }
     Ok(exit::OK)
 }
@@ -79,13 +80,13 @@ fn nothing(subject: &str) -> Failure {
 }
 
 /// A run by its name; else a call by its id, or by enough of its beginning or end.
-async fn find(ledger: &dyn Ledger, text: &str) -> Result<Subject, Failure> {
+async fn find(reading: &Reading, text: &str) -> Result<Subject, Failure> {
     let by_run = EventFilter {
         run: Some(text.to_owned()),
         limit: 1,
         ..EventFilter::default()
     };
-    if !ledger.events(by_run).await?.is_empty() {
+    if !reading.events(by_run).await?.is_empty() {
         return Ok(Subject::Run(text.to_owned()));
     }
     let by_call = EventFilter {
@@ -94,10 +95,10 @@ async fn find(ledger: &dyn Ledger, text: &str) -> Result<Subject, Failure> {
         ..EventFilter::default()
     };
     // A call that joined an earlier one is told with it.
-    if let Some(event) = ledger.events(by_call).await?.into_iter().next() {
+    if let Some(event) = reading.events(by_call).await?.into_iter().next() {
         return Ok(Subject::Call(event.call_id.unwrap_or_else(|| text.to_owned())));
     }
-    if is_run(ledger, text).await? {
+    if is_run(reading, text).await? {
         return Ok(Subject::Run(text.to_owned()));
     }
     let plausible = text.len() >= 4 && text.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
@@ -105,7 +106,7 @@ async fn find(ledger: &dyn Ledger, text: &str) -> Result<Subject, Failure> {
         return Err(nothing(text));
     }
     let mut found = BTreeSet::new();
-    let mut rows = Audit::new(ledger).rows(RowFilter::default());
+    let mut rows = reading.audit().rows(RowFilter::default());
     while let Some(row) = rows.next().await? {
         if row.call_id.starts_with(text) || row.call_id.ends_with(text) {
             found.insert(row.note("joined").unwrap_or(&row.call_id).to_owned());
@@ -128,7 +129,7 @@ async fn find(ledger: &dyn Ledger, text: &str) -> Result<Subject, Failure> {
     }
 }
 
-async fn tell(context: &mut Context<'_>, open: &Open, story: &Story) -> Result<(), Failure> {
+async fn tell(context: &mut Context<'_>, reading: &Reading, story: &Story) -> Result<(), Failure> {
     let name = match &story.subject {
         Subject::Run(run) => format!("run {run}"),
         Subject::Call(id) => format!("call {id}"),
@@ -181,7 +182,7 @@ async fn tell(context: &mut Context<'_>, open: &Open, story: &Story) -> Result<(
     }
     tell_reasons(context, story)?;
     if let Subject::Run(run) = &story.subject {
-        tell_stops(context, open, run).await?;
+        tell_stops(context, reading, run).await?;
     }
     tell_books(context, story)
 }
@@ -235,8 +236,8 @@ fn tell_reasons(context: &mut Context<'_>, story: &Story) -> Result<(), Failure>
     Ok(())
 }
 
-async fn tell_stops(context: &mut Context<'_>, open: &Open, run: &str) -> Result<(), Failure> {
-    for stop in open.ledger.stops().await? {
+async fn tell_stops(context: &mut Context<'_>, reading: &Reading, run: &str) -> Result<(), Failure> {
+    for stop in reading.stops().await? {
         if stop.scope == StopScope::All || stop.scope == StopScope::Run(run.to_owned()) {
             let since = time(stop.since_ms);
             let text = format!(

@@ -7,6 +7,7 @@
     reason = "a failed unwrap is a failed test"
 )]
 
+mod archive;
 mod common;
 mod control;
 mod governed;

@@ -113,6 +113,7 @@ macro_rules! conformance {
                 invariant_11_a_new_key_resets_nothing,
                 invariant_12_no_counter_restarts_from_zero,
                 invariant_13_checkpoints_and_events_are_the_counters,
+                invariant_13_the_log_is_trimmed_only_behind_every_archive_and_a_checkpoint,
                 invariant_14_reserve_is_flat,
                 invariant_15_a_late_permit_is_asked_for_anew,
                 invariant_03_an_unknown_call_is_joined_for_23_hours,

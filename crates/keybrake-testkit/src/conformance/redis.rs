@@ -8,9 +8,10 @@ use keybrake::Result;
 use keybrake::clock::{Clock as _, ManualClock};
 use keybrake::ledger::redis::RedisLedger;
 use keybrake::ledger::{
-    AdminNote, BudgetDef, BudgetUsage, Event, EventFilter, HoldFilter, IssueKey, KeyRecord, LeaseAnswer,
-    LeaseAsk, Ledger, LedgerInfo, LedgerSecret, Reasserted, Reassertion, Reservation, ReserveAnswer,
-    ReserveRequest, Scope, SettleAnswer, Settlement, Stop, StopAnswer, StopScope, TokenHash, VerifyReport,
+    AdminNote, Backlog, BudgetDef, BudgetUsage, Checkpoint, Event, EventFilter, HoldFilter, IssueKey,
+    KeyRecord, LeaseAnswer, LeaseAsk, Ledger, LedgerInfo, LedgerSecret, Reasserted, Reassertion, Reservation,
+    ReserveAnswer, ReserveRequest, Scope, SettleAnswer, Settlement, Stop, StopAnswer, StopScope, TokenHash,
+    VerifyReport,
 };
 
 use super::{Fresh, Opened};
@@ -194,5 +195,29 @@ impl Ledger for Moved {
 
     async fn flush(&self) -> Result<()> {
         self.at_this_time().flush().await
+    }
+
+    async fn reservations(&self, call_ids: &[String]) -> Result<Vec<Reservation>> {
+        self.at_this_time().reservations(call_ids).await
+    }
+
+    async fn checkpoints(&self, after_seq: u64) -> Result<Vec<Checkpoint>> {
+        self.at_this_time().checkpoints(after_seq).await
+    }
+
+    async fn backlog(&self) -> Result<Backlog> {
+        self.at_this_time().backlog().await
+    }
+
+    async fn note_drained(&self, archive: &str, place: &str, seq: u64) -> Result<()> {
+        self.at_this_time().note_drained(archive, place, seq).await
+    }
+
+    async fn forget_archive(&self, archive: &str, admin: AdminNote) -> Result<bool> {
+        self.at_this_time().forget_archive(archive, admin).await
+    }
+
+    async fn trim(&self, upto_seq: u64) -> Result<u64> {
+        self.at_this_time().trim(upto_seq).await
     }
 }

@@ -282,11 +282,12 @@ impl World {
             "the chain of checkpoints or the log is broken: {report:?}"
         );
         assert_eq!(report.differences, Vec::new(), "counters and events differ");
+        let first_seq = self.ledger.backlog().await.map_or(1, |backlog| backlog.first_seq);
         let events = self.events().await;
         let mut held: i64 = 0;
         let mut at_ms = 0;
         for (index, event) in events.iter().enumerate() {
-            assert_eq!(event.seq, index as u64 + 1, "the log has a gap");
+            assert_eq!(event.seq, index as u64 + first_seq, "the log has a gap");
             assert!(event.at_ms >= at_ms, "time went back at event {}", event.seq);
             at_ms = event.at_ms;
             held += event.deltas.iter().map(|delta| delta.held).sum::<i64>();
@@ -296,7 +297,9 @@ impl World {
             .flat_map(|call| &call.charges)
             .map(|charge| charge.held)
             .sum();
-        assert_eq!(listed, held, "the open holds are not what is held");
+        if first_seq == 1 {
+            assert_eq!(listed, held, "the open holds are not what is held");
+        }
     }
 }
 

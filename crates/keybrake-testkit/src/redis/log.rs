@@ -28,15 +28,15 @@ impl Shared {
 
 /// The output of one process.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Log(Arc<Shared>);
+pub(crate) struct Log(Arc<Shared>);
 
 impl Log {
     /// Reads until the process is gone, in a thread of its own.
-    pub(super) fn follow(pipe: PipeReader) -> std::io::Result<Self> {
+    pub(crate) fn follow(pipe: PipeReader) -> std::io::Result<Self> {
         let log = Self::default();
         let writing = log.clone();
         std::thread::Builder::new()
-            .name("redis log".to_owned())
+            .name("server log".to_owned())
             .spawn(move || {
                 let mut pipe = BufReader::new(pipe);
                 let mut line = Vec::new();
@@ -53,13 +53,13 @@ impl Log {
     }
 
     /// How many lines there are.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.printed().lines.len()
     }
 
     /// Waits until a line from number `from` on contains `text`. Answers whether one does; it will not once the
     /// process is gone.
-    pub(super) fn wait(&self, from: usize, text: &str, limit: Duration) -> bool {
+    pub(crate) fn wait(&self, from: usize, text: &str, limit: Duration) -> bool {
         let found = |printed: &Printed| {
             let mut lines = printed.lines.iter().skip(from);
             lines.any(|line| line.contains(text))
@@ -75,17 +75,17 @@ impl Log {
     }
 
     /// Whether the process has closed its output: it is gone, or about to be.
-    pub(super) fn ended(&self) -> bool {
+    pub(crate) fn ended(&self) -> bool {
         self.0.printed().ended
     }
 
     /// Whether a line contains `text`.
-    pub(super) fn contains(&self, text: &str) -> bool {
+    pub(crate) fn contains(&self, text: &str) -> bool {
         self.0.printed().lines.iter().any(|line| line.contains(text))
     }
 
     /// The last lines, for errors.
-    pub(super) fn tail(&self) -> String {
+    pub(crate) fn tail(&self) -> String {
         let printed = self.0.printed();
         let skipped = printed.lines.len().saturating_sub(TAIL);
         printed

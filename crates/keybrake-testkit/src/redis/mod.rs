@@ -18,9 +18,9 @@
 
 mod cluster;
 mod frame;
-mod log;
-mod port;
-mod process;
+pub(crate) mod log;
+pub(crate) mod port;
+pub(crate) mod process;
 mod relay;
 mod replicated;
 mod resp;

@@ -14,14 +14,14 @@ const BACKLOG: u32 = 1_024;
 
 /// A free port of 127.0.0.1.
 #[derive(Debug)]
-pub(super) struct Port {
+pub(crate) struct Port {
     number: u16,
     _held: Option<TcpSocket>,
 }
 
 impl Port {
     /// Lets the kernel choose one.
-    pub(super) fn free() -> io::Result<Self> {
+    pub(crate) fn free() -> io::Result<Self> {
         let socket = bound(0)?;
         let number = socket.local_addr()?.port();
         Ok(Self {
@@ -31,12 +31,12 @@ impl Port {
         })
     }
 
-    pub(super) fn number(&self) -> u16 {
+    pub(crate) fn number(&self) -> u16 {
         self.number
     }
 
     /// Listens there, in this process; in a Tokio runtime.
-    pub(super) fn listen(&self) -> io::Result<TcpListener> {
+    pub(crate) fn listen(&self) -> io::Result<TcpListener> {
         bound(self.number)?.listen(BACKLOG)
     }
 }

@@ -5,7 +5,7 @@
 //! one thread that stays starts them all.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, channel};
@@ -19,21 +19,65 @@ const NOT_FOUND: i32 = 127;
 
 /// A running server and what it prints. Dropping it kills and reaps it.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(crate) struct Process {
     child: Child,
-    pub(super) log: Log,
+    program: Program,
+    pub(crate) log: Log,
+}
+
+/// What is started, as whom, and how it is got when it is missing.
+#[derive(Clone, Debug)]
+pub(crate) struct Program {
+    pub(crate) path: PathBuf,
+    /// Another user, for a server that refuses to run as root.
+    pub(crate) user: Option<u32>,
+    /// What to install.
+    pub(crate) missing: &'static str,
+}
+
+impl Program {
+    fn redis() -> Self {
+        Self {
+            path: PathBuf::from("redis-server"),
+            user: None,
+            missing: "redis-server is missing: Debian: apt-get install redis-server; macOS: brew install redis",
+        }
+    }
+
+    fn missing(&self) -> io::Error {
+        let setpriv = if cfg!(target_os = "linux") {
+            " (or setpriv, of util-linux)"
+        } else {
+            ""
+        };
+        io::Error::new(io::ErrorKind::NotFound, format!("{}{setpriv}", self.missing))
+    }
+
+    fn name(&self) -> String {
+        let name = self.path.file_name().unwrap_or(self.path.as_os_str());
+        name.to_string_lossy().into_owned()
+    }
 }
 
 impl Process {
     /// Starts `redis-server` with these arguments.
-    pub(super) fn start(dir: &Path, args: &[&str]) -> io::Result<Self> {
+    pub(crate) fn start(dir: &Path, args: &[&str]) -> io::Result<Self> {
+        Self::start_program(Program::redis(), dir, args)
+    }
+
+    /// Starts a program with these arguments.
+    pub(crate) fn start_program(program: Program, dir: &Path, args: &[&str]) -> io::Result<Self> {
         let (reading, writing) = io::pipe()?;
         let mut command = if cfg!(target_os = "linux") {
             let mut command = Command::new("setpriv");
-            command.args(["--pdeathsig", "KILL", "redis-server"]);
+            if let Some(user) = program.user {
+                let user = user.to_string();
+                command.args(["--reuid", &user, "--clear-groups"]);
+            }
+            command.args(["--pdeathsig", "KILL"]).arg(&program.path);
             command
         } else {
-            Command::new("redis-server")
+            Command::new(&program.path)
         };
         command
             .args(args)
@@ -43,31 +87,38 @@ impl Process {
             .stderr(writing);
         let child = spawn(command).map_err(|error| {
             if error.kind() == io::ErrorKind::NotFound {
-                missing()
+                program.missing()
             } else {
                 error
             }
         })?;
         Ok(Self {
             child,
+            program,
             log: Log::follow(reading)?,
         })
     }
 
+    /// Waits until it ends by itself.
+    pub(crate) fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.child.wait()
+    }
+
     /// What became of a server that did not get ready, in words.
-    pub(super) fn failure(&mut self) -> io::Error {
+    pub(crate) fn failure(&mut self) -> io::Error {
+        let name = self.program.name();
         let ended = if self.log.ended() {
             self.child.wait().ok()
         } else {
             None
         };
         match ended {
-            Some(status) if status.code() == Some(NOT_FOUND) => missing(),
-            Some(status) => io::Error::other(format!("redis-server ended ({status}):\n{}", self.log.tail())),
+            Some(status) if status.code() == Some(NOT_FOUND) => self.program.missing(),
+            Some(status) => io::Error::other(format!("{name} ended ({status}):\n{}", self.log.tail())),
             None => io::Error::new(
                 io::ErrorKind::TimedOut,
                 format!(
-                    "redis-server is not ready after {:?}:\n{}",
+                    "{name} is not ready after {:?}:\n{}",
                     super::PATIENCE,
                     self.log.tail()
                 ),
@@ -76,7 +127,7 @@ impl Process {
     }
 
     /// SIGSTOP; returns when it has stopped.
-    pub(super) fn stop(&self) -> io::Result<()> {
+    pub(crate) fn stop(&self) -> io::Result<()> {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::STOP)?;
         // Only looks: whoever reaps it later finds everything as it was.
@@ -86,12 +137,12 @@ impl Process {
     }
 
     /// SIGCONT.
-    pub(super) fn cont(&self) -> io::Result<()> {
+    pub(crate) fn cont(&self) -> io::Result<()> {
         Ok(kill_process(Pid::from_child(&self.child), Signal::CONT)?)
     }
 
     /// SIGKILL, which a stopped process hears too; returns when it is gone.
-    pub(super) fn kill(&mut self) -> io::Result<ExitStatus> {
+    pub(crate) fn kill(&mut self) -> io::Result<ExitStatus> {
         self.child.kill()?;
         self.child.wait()
     }
@@ -102,15 +153,6 @@ impl Drop for Process {
         // It may be gone already, which is what is wanted.
         let _ = self.kill();
     }
-}
-
-fn missing() -> io::Error {
-    let what = if cfg!(target_os = "linux") {
-        "redis-server (or setpriv, of util-linux) is missing: apt-get install redis-server"
-    } else {
-        "redis-server is missing: macOS: brew install redis; Debian: apt-get install redis-server"
-    };
-    io::Error::new(io::ErrorKind::NotFound, what)
 }
 
 type Order = (Command, Sender<io::Result<Child>>);

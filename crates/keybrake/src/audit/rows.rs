@@ -3,8 +3,9 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::row::{AuditRow, Fold, Sums, begins};
+use super::source::Source;
 use crate::error::Result;
-use crate::ledger::{Event, EventFilter, EventKind, Ledger};
+use crate::ledger::{Event, EventFilter, EventKind};
 
 /// Events read at a time.
 const PAGE: u32 = 2_000;
@@ -55,7 +56,7 @@ impl RowFilter {
 /// Rows in the order of their calls, read page by page.
 #[derive(Debug)]
 pub struct Rows<'a> {
-    ledger: &'a dyn Ledger,
+    source: Source<'a>,
     filter: RowFilter,
     after_seq: u64,
     at_end: bool,
@@ -67,9 +68,9 @@ pub struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    pub(super) fn new(ledger: &'a dyn Ledger, filter: RowFilter) -> Self {
+    pub(super) fn new(source: Source<'a>, filter: RowFilter) -> Self {
         Self {
-            ledger,
+            source,
             filter,
             after_seq: 0,
             at_end: false,
@@ -135,7 +136,7 @@ impl<'a> Rows<'a> {
             since_ms: self.filter.since_ms,
             limit: PAGE,
         };
-        self.ledger.events(filter).await
+        self.source.events(filter).await
     }
 
     /// Reads ahead to the end, once: which calls have events beyond the page they begin on. Their rows need a
@@ -175,7 +176,7 @@ impl<'a> Rows<'a> {
                 call_id: Some(fold.call_id().to_owned()),
                 ..EventFilter::default()
             };
-            let events = self.ledger.events(filter).await?;
+            let events = self.source.events(filter).await?;
             // A call that joined an earlier one is named by that one's events too: those are the earlier row's.
             let own = events
                 .iter()

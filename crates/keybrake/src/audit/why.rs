@@ -7,8 +7,9 @@ use serde::Serialize;
 use super::Audit;
 use super::row::{Sums, counts_money};
 use super::rows::RowFilter;
+use super::source::Source;
 use crate::error::Result;
-use crate::ledger::{AdminAct, CounterName, Event, EventFilter, EventKind, Ledger, Proof};
+use crate::ledger::{AdminAct, CounterName, Event, EventFilter, EventKind, Proof};
 use crate::money::Usd;
 use crate::policy::BudgetView;
 
@@ -160,7 +161,7 @@ impl Audit<'_> {
                 story.unknown.push(row.call_id.clone());
             }
             if row.note("state").is_some() {
-                compare(self.ledger, &row.call_id, sums, &mut story.books).await?;
+                compare(self.source, &row.call_id, sums, &mut story.books).await?;
             }
         }
         story.spent_usd = Usd::from_micros(spent).to_string();
@@ -180,7 +181,7 @@ impl Audit<'_> {
                 Subject::Run(run) => filter.run = Some(run.clone()),
                 Subject::Call(id) => filter.call_id = Some(id.clone()),
             }
-            let page = self.ledger.events(filter).await?;
+            let page = self.source.events(filter).await?;
             for event in &page {
                 after_seq = event.seq;
                 add(story, step(event), limit);
@@ -321,11 +322,11 @@ const fn kind_word(kind: EventKind) -> &'static str {
 
 /// Compares what a call's events add up to with what its reservation says. A call that changes meanwhile is
 /// read again.
-async fn compare(ledger: &dyn Ledger, call_id: &str, mut sums: Sums, books: &mut Books) -> Result<()> {
+async fn compare(source: Source<'_>, call_id: &str, mut sums: Sums, books: &mut Books) -> Result<()> {
     books.calls = books.calls.saturating_add(1);
     let mut found = Vec::new();
     for _ in 0..READS {
-        let Some(reservation) = ledger.reservation(call_id).await? else {
+        let Some(reservation) = source.reservation(call_id).await? else {
             // Trimmed: the log is all that is left.
             return Ok(());
         };
@@ -341,7 +342,7 @@ async fn compare(ledger: &dyn Ledger, call_id: &str, mut sums: Sums, books: &mut
         if found.is_empty() {
             return Ok(());
         }
-        sums = sums_of(ledger, call_id).await?;
+        sums = sums_of(source, call_id).await?;
     }
     books.differences.append(&mut found);
     Ok(())
@@ -366,13 +367,13 @@ fn differences(call_id: &str, sums: &Sums, charges: &Sums) -> Vec<BooksDifferenc
         .collect()
 }
 
-async fn sums_of(ledger: &dyn Ledger, call_id: &str) -> Result<Sums> {
+async fn sums_of(source: Source<'_>, call_id: &str) -> Result<Sums> {
     let filter = EventFilter {
         call_id: Some(call_id.to_owned()),
         ..EventFilter::default()
     };
     let mut sums = Sums::new();
-    for event in ledger.events(filter).await? {
+    for event in source.events(filter).await? {
         for delta in event.deltas {
             let sum = sums.entry(delta.counter).or_default();
             *sum = (sum.0.saturating_add(delta.used), sum.1.saturating_add(delta.held));

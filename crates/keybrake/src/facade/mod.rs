@@ -7,12 +7,13 @@ mod run;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use issue::{IssueBuilder, IssuedKey, OpenBuilder};
 pub use reconcile::{Reconciled, Resolution};
 pub use run::Run;
 
-use crate::audit::{Audit, AuditRow, RowFilter};
+use crate::audit::{self, Archive, Audit, AuditRow, Drain, DrainOptions, RowFilter};
 use crate::brake::{Brake, Credentials, Limits};
 use crate::client::Shell;
 use crate::clock::{Clock, SystemClock};
@@ -29,6 +30,17 @@ use crate::secret::{Secret, Secrets};
 #[derive(Clone, Debug)]
 pub struct Keybrake {
     shell: Arc<Shell>,
+}
+
+/// What [`Keybrake::drain`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// Events that are in the archive now and were not before.
+    pub drained: u64,
+    /// The number of the last event that the archive has.
+    pub seq: u64,
+    /// Events that were removed from the ledger.
+    pub trimmed: u64,
 }
 
 /// Settings of a [`Keybrake`]; everything is optional.
@@ -121,6 +133,34 @@ impl Keybrake {
     /// `LedgerUnavailable`.
     pub async fn stops(&self) -> Result<Vec<Stop>> {
         self.ledger().stops().await
+    }
+
+    /// Takes the ledger's log to an archive (`sqlite:FILE`, `postgres://…`), exactly once however often and by however
+    /// many it is called. With `keep` the ledger's log is then trimmed behind that, but for what is younger.
+    ///
+    /// # Errors
+    /// `Config` for a URL that is wrong, or when the ledger no longer has events that the archive lacks;
+    /// `LedgerUnavailable` when ledger or archive do not answer; `LedgerCorrupt` when the counters are not what the
+    /// events add up to: then nothing is trimmed.
+    pub async fn drain(&self, to: &str, keep: Option<Duration>) -> Result<Drained> {
+        let ledger = self.ledger().as_ref();
+        let archive = Archive::open(to).await?;
+        let mut drain = Drain::new(ledger, &archive, DrainOptions::default()).await?;
+        let mut step = drain.run(|_| {}).await?;
+        let mut trimmed = 0;
+        if let Some(keep) = keep {
+            let keep_ms = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
+            trimmed = audit::drain::trim(ledger, keep_ms).await?.removed;
+            // The checkpoint that it made goes to the archive too.
+            let last = drain.run(|_| {}).await?;
+            step.drained = step.drained.saturating_add(last.drained);
+            step.state = last.state;
+        }
+        Ok(Drained {
+            drained: step.drained,
+            seq: step.state.seq,
+            trimmed,
+        })
     }
 
     /// Ends one key for good; answers whether it was open.

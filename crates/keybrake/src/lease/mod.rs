@@ -23,8 +23,8 @@ use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::journal::Journal;
 use crate::ledger::{
-    self, AdminNote, BudgetDef, BudgetUsage, Event, EventFilter, HoldFilter, IssueKey, KeyRecord,
-    LeaseAnswer, LeaseAsk, Ledger, LedgerCheck, LedgerInfo, LedgerSecret, Reasserted, Reassertion,
+    self, AdminNote, Backlog, BudgetDef, BudgetUsage, Checkpoint, Event, EventFilter, HoldFilter, IssueKey,
+    KeyRecord, LeaseAnswer, LeaseAsk, Ledger, LedgerCheck, LedgerInfo, LedgerSecret, Reasserted, Reassertion,
     Reservation, ReserveAnswer, ReserveRequest, Scope, SettleAnswer, Settlement, Stop, StopAnswer, StopScope,
     StopWatch, TokenHash, VerifyReport,
 };
@@ -273,5 +273,29 @@ impl Ledger for LeasedLedger {
     async fn flush(&self) -> Result<()> {
         self.keeper().give_back(None).await;
         self.inner.flush().await
+    }
+
+    async fn reservations(&self, call_ids: &[String]) -> Result<Vec<Reservation>> {
+        self.inner.reservations(call_ids).await
+    }
+
+    async fn checkpoints(&self, after_seq: u64) -> Result<Vec<Checkpoint>> {
+        self.inner.checkpoints(after_seq).await
+    }
+
+    async fn backlog(&self) -> Result<Backlog> {
+        self.inner.backlog().await
+    }
+
+    async fn note_drained(&self, archive: &str, place: &str, seq: u64) -> Result<()> {
+        self.inner.note_drained(archive, place, seq).await
+    }
+
+    async fn forget_archive(&self, archive: &str, admin: AdminNote) -> Result<bool> {
+        self.inner.forget_archive(archive, admin).await
+    }
+
+    async fn trim(&self, upto_seq: u64) -> Result<u64> {
+        self.inner.trim(upto_seq).await
     }
 }

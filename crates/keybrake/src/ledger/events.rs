@@ -84,9 +84,13 @@ impl Event {
     /// after them is an administrative act, `lost_events`, whose detail `after` is the number before them; what was lost
     /// and is there again follows as `reasserted`.
     pub fn follows(&self, seq: u64) -> bool {
-        let declared = self.body.admin.as_ref().filter(|admin| admin.act == LOST);
-        let after = declared.and_then(|admin| admin.detail.get(AFTER)?.as_u64());
-        self.seq == seq.saturating_add(1) || (self.seq > seq && after == Some(seq))
+        self.seq == seq.saturating_add(1) || (self.seq > seq && self.lost_after() == Some(seq))
+    }
+
+    /// The number after which events were lost, if this is the event that says so.
+    pub fn lost_after(&self) -> Option<u64> {
+        let declared = self.body.admin.as_ref().filter(|admin| admin.act == LOST)?;
+        declared.detail.get(AFTER)?.as_u64()
     }
 }
 

@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 
+use super::backlog::{self, Backlog, Drained};
 use super::events::{Event, EventFilter};
 use super::lease::{self, Before, LeaseAnswer, LeaseAsk};
 use super::reassertion::{Reasserted, Reassertion};
 use super::rules::{self, ClockGuard, Flood};
-use super::store::Store;
+use super::store::{Checkpoint, Store};
 use super::types::{
     AdminNote, BudgetDef, BudgetUsage, HoldFilter, IssueKey, KeyRecord, LedgerInfo, LedgerSecret,
     Reservation, ReserveAnswer, ReserveRequest, Scope, SettleAnswer, Settlement, Stop, StopAnswer, StopScope,
@@ -57,7 +58,7 @@ impl MemoryLedger {
     }
 
     /// One atomic step: on an error, nothing of it stays.
-    fn step<T>(&self, rule: impl FnOnce(&mut dyn Store, &mut Flood, i64) -> Result<T>) -> Result<T> {
+    fn step<T>(&self, rule: impl FnOnce(&mut MemoryStore, &mut Flood, i64) -> Result<T>) -> Result<T> {
         let mut inner = self
             .inner
             .lock()
@@ -214,5 +215,59 @@ impl Ledger for MemoryLedger {
 
     async fn flush(&self) -> Result<()> {
         self.step(|store, flood, clock_ms| rules::flush_denials(store, flood, clock_ms))
+    }
+
+    async fn checkpoints(&self, after_seq: u64) -> Result<Vec<Checkpoint>> {
+        self.step(|store, _, _| {
+            let mut all = store.checkpoints()?;
+            all.retain(|checkpoint| checkpoint.seq > after_seq);
+            Ok(all)
+        })
+    }
+
+    async fn backlog(&self) -> Result<Backlog> {
+        self.step(|store, _, _| {
+            let last_seq = store.meta()?.last_seq;
+            let first = store.first_event();
+            Ok(Backlog {
+                first_seq: first.map_or(last_seq.saturating_add(1), |(seq, _)| seq),
+                first_at_ms: first.map(|(_, at_ms)| at_ms),
+                last_seq,
+                checkpoint_seq: store.last_checkpoint()?.map_or(0, |last| last.seq),
+                archives: store.archives.clone(),
+                bytes: None,
+            })
+        })
+    }
+
+    async fn note_drained(&self, archive: &str, place: &str, seq: u64) -> Result<()> {
+        self.step(|store, _, clock_ms| {
+            let drained = Drained {
+                seq,
+                at_ms: rules::ledger_time(store, clock_ms)?,
+                place: place.to_owned(),
+            };
+            store.archives.insert(archive.to_owned(), drained);
+            Ok(())
+        })
+    }
+
+    async fn forget_archive(&self, archive: &str, admin: AdminNote) -> Result<bool> {
+        self.step(|store, _, clock_ms| {
+            if !store.archives.contains_key(archive) {
+                return Ok(false);
+            }
+            backlog::note_forgotten(store, clock_ms, archive, &admin)?;
+            store.archives.remove(archive);
+            Ok(true)
+        })
+    }
+
+    async fn trim(&self, upto_seq: u64) -> Result<u64> {
+        self.step(|store, _, _| {
+            let checkpoint_seq = store.last_checkpoint()?.map_or(0, |last| last.seq);
+            backlog::check_trim(&store.archives, checkpoint_seq, upto_seq)?;
+            Ok(store.trim(upto_seq))
+        })
     }
 }

@@ -8,6 +8,7 @@ use std::hash::{Hash, Hasher};
 use std::ops::Bound;
 use std::sync::Arc;
 
+use super::backlog::Archives;
 use super::events::{Event, EventFilter};
 use super::store::{Checkpoint, Counter, KeyState, Meta, ObjectPage, ObjectRecord, Pointer, Rolling, Store};
 use super::types::{
@@ -42,6 +43,9 @@ pub(super) struct MemoryStore {
     pages: HashMap<(String, u32), ObjectPage>,
     stops: BTreeMap<StopScope, Stop>,
     events: Vec<Arc<Event>>,
+    /// Events that were removed from the front of the log.
+    trimmed: u64,
+    pub(super) archives: Archives,
     checkpoints: Vec<Checkpoint>,
     undo: Vec<Undo>,
     /// Reservations, objects and pages that were looked up.
@@ -452,7 +456,7 @@ impl Store for MemoryStore {
 
     fn events(&mut self, filter: &EventFilter) -> Result<Vec<Event>> {
         let limit = if filter.limit == 0 { 10_000 } else { filter.limit };
-        let skip = usize::try_from(filter.after_seq).unwrap_or(usize::MAX);
+        let skip = usize::try_from(filter.after_seq.saturating_sub(self.trimmed)).unwrap_or(usize::MAX);
         Ok(self
             .events
             .iter()
@@ -475,6 +479,26 @@ impl Store for MemoryStore {
         self.checkpoints.push(checkpoint.clone());
         self.undo.push(Undo::Checkpoint);
         Ok(())
+    }
+}
+
+impl MemoryStore {
+    /// Number and time of the first event that is still there.
+    pub(super) fn first_event(&self) -> Option<(u64, i64)> {
+        self.events.first().map(|event| (event.seq, event.at_ms))
+    }
+
+    /// Removes the events up to a number; answers how many. It cannot be taken back: call it last in a step.
+    pub(super) fn trim(&mut self, upto_seq: u64) -> u64 {
+        let gone = self
+            .events
+            .iter()
+            .take_while(|event| event.seq <= upto_seq)
+            .count();
+        self.events.drain(..gone);
+        let gone = u64::try_from(gone).unwrap_or(0);
+        self.trimmed = self.trimmed.saturating_add(gone);
+        gone
     }
 }
 

@@ -22,6 +22,7 @@
 //! The rules stand once, in [`rules`], written against the small [`store::Store`] trait. `memory` and `sqlite` run
 //! them inside a transaction; `redis` runs them on copies and commits only what still rests on the same records.
 
+mod backlog;
 pub mod events;
 pub mod lease;
 mod memory;
@@ -39,14 +40,16 @@ pub mod types;
 
 use async_trait::async_trait;
 
+pub use backlog::{Archives, Backlog, Drained};
 pub use events::{AdminAct, Delta, Event, EventBody, EventFilter, EventKind, IdentityNote, LeaseNote};
 pub use lease::{LeaseAnswer, LeaseAsk, LeaseHeld, LeaseState, LeasedCall, MOST_CALLS as MOST_LEASED_CALLS};
 pub use memory::MemoryLedger;
 pub use open::{open, without_leases};
 pub use reassertion::{BudgetAssertion, CallAssertion, KeyAssertion, Reasserted, Reassertion, StopAssertion};
+pub use store::Checkpoint;
 pub use types::*;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Waits for hard stops.
 #[async_trait]
@@ -203,4 +206,55 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
 
     /// Writes down what is still lazy. Waits for it.
     async fn flush(&self) -> Result<()>;
+
+    /// Those of these reservations that exist, without their recorded replies, in no order.
+    async fn reservations(&self, call_ids: &[String]) -> Result<Vec<Reservation>> {
+        let mut found = Vec::new();
+        for call_id in call_ids {
+            found.extend(
+                self.reservation(call_id)
+                    .await?
+                    .map(|call| Reservation { reply: None, ..call }),
+            );
+        }
+        Ok(found)
+    }
+
+    /// Signed checkpoints after an event number, in order.
+    async fn checkpoints(&self, after_seq: u64) -> Result<Vec<Checkpoint>> {
+        let _ = after_seq;
+        Err(not_drained())
+    }
+
+    /// What there is of the log, and who has it up to where.
+    async fn backlog(&self) -> Result<Backlog> {
+        Err(not_drained())
+    }
+
+    /// Notes up to where an archive has the log, or, for one that was put back from a backup, that it has less again.
+    /// `place` is for people, without a password.
+    async fn note_drained(&self, archive: &str, place: &str, seq: u64) -> Result<()> {
+        let _ = (archive, place, seq);
+        Err(not_drained())
+    }
+
+    /// Gives an archive up, so that nothing waits for it any more. Answers whether it was known.
+    async fn forget_archive(&self, archive: &str, admin: AdminNote) -> Result<bool> {
+        let _ = (archive, admin);
+        Err(not_drained())
+    }
+
+    /// Removes the events up to this number, which every archive has to have and a signed checkpoint to cover. Answers
+    /// how many were removed.
+    ///
+    /// # Errors
+    /// `Config` when an archive lacks some of them, or the last checkpoint is before them.
+    async fn trim(&self, upto_seq: u64) -> Result<u64> {
+        let _ = upto_seq;
+        Err(not_drained())
+    }
+}
+
+fn not_drained() -> Error {
+    Error::config("this ledger's log cannot be drained")
 }

@@ -2,9 +2,11 @@
 
 mod books;
 mod keys;
+mod log;
 mod time;
 
 pub use books::*;
 pub use keys::*;
+pub use log::*;
 pub(super) use time::fastest;
 pub use time::*;

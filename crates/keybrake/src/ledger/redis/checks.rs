@@ -232,7 +232,17 @@ fn memory(server: &Server) -> LedgerCheck {
         server.field("used_memory_human")
     );
     if policy == "noeviction" {
-        return check("memory", CheckGrade::Good, found, "");
+        let number = |name| server.field(name).parse::<u64>().unwrap_or(0);
+        let (used, most) = (number("used_memory"), number("maxmemory"));
+        let percent = used.saturating_mul(100).checked_div(most).unwrap_or(0);
+        let grade = match percent {
+            0..=79 => return check("memory", CheckGrade::Good, found, ""),
+            80..=94 => CheckGrade::Look,
+            _ => CheckGrade::Bad,
+        };
+        let advice = "when it is full, the server refuses writes and every call is refused: raise maxmemory, or drain and \
+                      trim the log (keybrake audit drain --to … --keep 7d)";
+        return check("memory", grade, format!("{found}: {percent} % of it"), advice);
     }
     let advice = "set maxmemory-policy noeviction: this server forgets what was spent";
     check("memory", CheckGrade::Bad, found, advice)
@@ -449,6 +459,19 @@ mod tests {
         assert_eq!(grade("aof_enabled:0\r\n", &[("save", "")]), CheckGrade::Look);
         let full = "aof_enabled:1\r\naof_last_write_status:err\r\n";
         assert_eq!(grade(full, &[("appendfsync", "always")]), CheckGrade::Bad);
+    }
+
+    #[test]
+    fn a_server_that_is_nearly_full_is_named() {
+        let grade = |used: u64| {
+            let info = format!("maxmemory_policy:noeviction\r\nmaxmemory:1000\r\nused_memory:{used}\r\n");
+            memory(&server(&info, &[])).grade
+        };
+        assert_eq!(grade(799), CheckGrade::Good);
+        assert_eq!(grade(800), CheckGrade::Look);
+        assert_eq!(grade(1_001), CheckGrade::Bad);
+        let unlimited = "maxmemory_policy:noeviction\r\nmaxmemory:0\r\nused_memory:999999\r\n";
+        assert_eq!(memory(&server(unlimited, &[])).grade, CheckGrade::Good);
     }
 
     #[test]

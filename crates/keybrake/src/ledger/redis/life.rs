@@ -255,7 +255,7 @@ async fn check_role(connection: &dyn Connection, place: &Place) -> Result<()> {
 }
 
 /// The secret of one ledger, from the master key that all its processes share.
-fn derive(master: &[u8], id: &str) -> Result<LedgerSecret> {
+pub(super) fn derive(master: &[u8], id: &str) -> Result<LedgerSecret> {
     let mut secret = [0_u8; 32];
     hkdf::Hkdf::<Sha256>::new(Some(id.as_bytes()), master)
         .expand(b"keybrake ledger secret v1", &mut secret)

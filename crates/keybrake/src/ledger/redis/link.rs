@@ -322,6 +322,11 @@ pub(super) fn unavailable(place: &Place, error: &RedisError) -> Error {
                 "is a node of a Redis Cluster that does not have this namespace: use the node that has it ({})",
                 to.split(' ').next_back().unwrap_or_default()
             ),
+            (Some("OOM"), _) => {
+                "has no memory left (maxmemory) and refuses writes: raise it, or drain and trim the \
+                                 ledger's log (keybrake audit drain --keep 7d)"
+                    .to_owned()
+            }
             (Some("READONLY"), _) => "is a replica, which takes no writes: use its primary".to_owned(),
             (Some(code), Some(detail)) => format!("answered {code} {detail}"),
             _ => format!("failed: {}", error.category()),

@@ -6,6 +6,7 @@
 //! | `checks` | what `keybrake doctor` tells |
 //! | `library`, `library.lua` | the functions that the server runs |
 //! | `life` | what is looked at before a server is used; whether the ledger is open |
+//! | `backlog` | up to where archives have the log, and its trimming |
 //! | `records`, `log` | how records and events are written |
 //! | `copies`, `draft`, `store` | what this process remembers, and one step of the rules on it |
 //! | `past`, `again`, `recovery`, `recovery.lua` | what this process did lately, and how a server that lost it is told again |
@@ -18,6 +19,7 @@
 
 mod aborts;
 mod again;
+mod backlog;
 mod checks;
 mod copies;
 mod draft;
@@ -45,11 +47,12 @@ use async_trait::async_trait;
 use self::draft::Guess;
 use self::step::{Kind, Own};
 use self::url::Place;
+use super::backlog::{Backlog, Drained, note_forgotten};
 use super::events::{Event, EventFilter};
 use super::lease::{self, Before, LeaseAnswer, LeaseAsk};
 use super::reassertion::{Reasserted, Reassertion};
 use super::rules;
-use super::store::Store as _;
+use super::store::{Checkpoint, Store as _};
 use super::types::{
     AdminNote, BudgetDef, BudgetUsage, Grant, HoldFilter, IssueKey, KeyRecord, LedgerCheck, LedgerInfo,
     LedgerSecret, Proof, ReplyFacts, Reservation, ReserveAnswer, ReserveRequest, Scope, SettleAnswer,
@@ -88,6 +91,15 @@ const ADMIN: Kind = Kind {
     once: true,
     due: 0,
 };
+
+/// The secret of the ledger with this id, as every process of a fleet derives it from the master key: to check the
+/// signatures of its checkpoints where the ledger itself is not at hand.
+///
+/// # Errors
+/// `Internal` only when the derivation is impossible.
+pub fn secret_of(master: &[u8], ledger_id: &str) -> Result<LedgerSecret> {
+    life::derive(master, ledger_id)
+}
 
 /// A handle on a namespace of a Redis server.
 #[derive(Debug)]
@@ -501,5 +513,42 @@ impl Ledger for RedisLedger {
             rules::flush_denials(draft, flood, now_ms)
         });
         step.await.map(|_| ())
+    }
+
+    async fn reservations(&self, call_ids: &[String]) -> Result<Vec<Reservation>> {
+        self.calls(call_ids).await
+    }
+
+    async fn checkpoints(&self, after_seq: u64) -> Result<Vec<Checkpoint>> {
+        self.checkpoints_after(after_seq).await
+    }
+
+    async fn backlog(&self) -> Result<Backlog> {
+        self.backlog_now().await
+    }
+
+    async fn note_drained(&self, archive: &str, place: &str, seq: u64) -> Result<()> {
+        let drained = Drained {
+            seq,
+            at_ms: self.look(|_, now_ms| Ok(now_ms)).await?,
+            place: place.to_owned(),
+        };
+        self.note_archive(archive, Some(drained)).await.map(|_| ())
+    }
+
+    async fn forget_archive(&self, archive: &str, admin: AdminNote) -> Result<bool> {
+        if !self.backlog().await?.archives.contains_key(archive) {
+            return Ok(false);
+        }
+        // The note comes first: an act that is noted and not done can be done again.
+        self.admin(ADMIN, |draft, now_ms| {
+            note_forgotten(draft, now_ms, archive, &admin)
+        })
+        .await?;
+        self.note_archive(archive, None).await
+    }
+
+    async fn trim(&self, upto_seq: u64) -> Result<u64> {
+        self.trim_all(upto_seq).await
     }
 }

@@ -161,6 +161,29 @@ local function report(keys, argv)
   return answer
 end
 
+-- Keeps the log: notes up to where archives have it, and removes what a client has found to be removable. ARGV: the
+-- ledger's id; what the client remembers; the archives and the checkpoints that it decided on; the archives as they are
+-- to be, or nothing; the number of the first event that stays, or nothing.
+local function keep(keys, argv)
+  local p = places(keys)
+  local l = ledger(p)
+  local r = reader(argv)
+  local id, known = r.text(), memory(r)
+  if not l.open or id ~= l.id then return { 'closed', standing(l) } end
+  if behind(p, l, known) then
+    close(p, l, known.seq)
+    return { 'closed', standing(l) }
+  end
+  local archives, checkpoints, noted, from = r.text(), r.text(), r.text(), r.text()
+  local is = redis.call('HMGET', p.records, 'archives', 'checkpoints')
+  if (is[1] or '') ~= archives or (is[2] or '') ~= checkpoints then
+    return { 'moved', standing(l), is[1] or '', is[2] or '' }
+  end
+  if noted ~= '' then redis.call('HSET', p.records, 'archives', noted) end
+  if from ~= '' then redis.call('XTRIM', p.events, 'MINID', from .. '-0') end
+  return { 'done', standing(l) }
+end
+
 local function register(name, callback, flags)
   redis.register_function { function_name = 'keybrake_' .. name .. '_@digest@', callback = callback, flags = flags }
 end
@@ -169,6 +192,8 @@ register('reassert', reassert, {})
 register('report', report, {})
 register('create', create, {})
 register('open', open, {})
+-- It is what gives memory back, so it runs on a server that has none left.
+register('keep', keep, { 'allow-oom' })
 register('look', look, { 'no-writes' })
 register('snapshot', snapshot, { 'no-writes' })
 register('about', about, { 'no-writes' })

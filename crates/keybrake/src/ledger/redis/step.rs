@@ -134,6 +134,11 @@ impl Own {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What this process has seen of the log.
+    pub(super) fn known(&self) -> super::copies::Known {
+        self.state().copies.known().unwrap_or_default()
+    }
+
     pub(super) fn trust_clock(&self) {
         self.state().copies.trust_clock();
     }

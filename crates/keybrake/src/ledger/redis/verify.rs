@@ -14,7 +14,7 @@ use crate::ledger::types::{CounterName, VerifyReport};
 impl RedisLedger {
     pub(super) async fn verified(&self) -> Result<VerifyReport> {
         let mut copies = Copies::of_everything();
-        let checkpoints = self.checkpoints(&mut copies).await?;
+        let checkpoints = self.checkpoints_read(&mut copies, 0).await?;
         let from_seq = checkpoints.last().map_or(0, |last| last.seq);
         let mut snapshot = self.snapshot(&mut copies).await?;
         snapshot.checkpoints = checkpoints;
@@ -32,15 +32,21 @@ impl RedisLedger {
         Ok(report)
     }
 
-    async fn checkpoints(&self, copies: &mut Copies) -> Result<Vec<Checkpoint>> {
+    /// Those after an event number, in order.
+    pub(super) async fn checkpoints_read(
+        &self,
+        copies: &mut Copies,
+        after_seq: u64,
+    ) -> Result<Vec<Checkpoint>> {
         let mut look = Look::default();
         look.record("checkpoints".to_owned());
         look.stops();
         self.read(look, copies).await?;
-        let numbers = match copies.record("checkpoints").map(|copy| &copy.record) {
+        let mut numbers = match copies.record("checkpoints").map(|copy| &copy.record) {
             Some(Record::Numbers(numbers)) => numbers.clone(),
             _ => Vec::new(),
         };
+        numbers.retain(|seq| *seq > after_seq);
         let mut look = Look::default();
         let names: Vec<String> = numbers.iter().map(|seq| format!("c:{seq}")).collect();
         for name in &names {
@@ -58,7 +64,7 @@ impl RedisLedger {
         Ok(found.collect())
     }
 
-    async fn read(&self, look: Look, copies: &mut Copies) -> Result<()> {
+    pub(super) async fn read(&self, look: Look, copies: &mut Copies) -> Result<()> {
         let answer = self.own().ask(&look.command(&self.place.ns)).await?;
         look.read(answer, copies, self.clock.boot_ms())
     }

@@ -38,8 +38,8 @@ pub use settle::settle;
 pub use stops::{aborted, covers, resume, set_stop, stop};
 pub use sweep::{holds, sweep};
 pub(in crate::ledger) use time::gap_event;
-pub use time::{ClockGuard, JUMP_MS, accept_clock, ledger_time, note_opening};
-pub use verify::verify;
+pub use time::{ClockGuard, JUMP_MS, accept_clock, ledger_time, note_act, note_opening};
+pub use verify::{checkpoint_hash, checkpoint_is_signed, verify};
 
 #[cfg(doc)]
 use super::store::Store;

@@ -61,8 +61,18 @@ pub fn ledger_time(store: &mut dyn Store, clock_ms: i64) -> Result<i64> {
 
 /// Records that a person opened a ledger whose server had just started.
 pub fn note_opening(store: &mut dyn Store, clock_ms: i64, note: &AdminNote) -> Result<()> {
+    note_act(store, clock_ms, ("open_ledger", "by hand"), note)
+}
+
+/// Records an administrative act that changes no counter: what was done, and to what.
+pub fn note_act(
+    store: &mut dyn Store,
+    clock_ms: i64,
+    (act, subject): (&str, &str),
+    note: &AdminNote,
+) -> Result<()> {
     let mut step = Step::begin(store, clock_ms)?;
-    let body = admin_body("open_ledger", "by hand", note, &[]);
+    let body = admin_body(act, subject, note, &[]);
     step.append(EventKind::Admin, None, Vec::new(), body)?;
     step.finish()
 }

@@ -147,17 +147,13 @@ fn chain_holds(checkpoints: &[Checkpoint], secret: &LedgerSecret) -> Result<bool
     let mut previous = String::new();
     let mut last_seq = None;
     for checkpoint in checkpoints {
-        let mac = keyed(checkpoint, secret)?;
-        let Some(signature) = unhex(&checkpoint.signature) else {
-            return Ok(false);
-        };
-        let whole = mac.verify_slice(&signature).is_ok()
+        let whole = checkpoint_is_signed(checkpoint, secret)?
             && checkpoint.previous == previous
             && last_seq.is_none_or(|last| last < checkpoint.seq);
         if !whole {
             return Ok(false);
         }
-        previous = hash(checkpoint);
+        previous = checkpoint_hash(checkpoint);
         last_seq = Some(checkpoint.seq);
     }
     Ok(true)
@@ -177,7 +173,7 @@ fn sign(
             .into_iter()
             .map(|(name, (used, held))| (name, used, held))
             .collect(),
-        previous: last.map(hash).unwrap_or_default(),
+        previous: last.map(checkpoint_hash).unwrap_or_default(),
         signature: String::new(),
     };
     checkpoint.signature = hex(&keyed(&checkpoint, secret)?.finalize().into_bytes());
@@ -192,8 +188,14 @@ fn keyed(checkpoint: &Checkpoint, secret: &LedgerSecret) -> Result<Hmac<Sha256>>
     Ok(mac)
 }
 
+/// Whether a checkpoint was signed with this secret.
+pub fn checkpoint_is_signed(checkpoint: &Checkpoint, secret: &LedgerSecret) -> Result<bool> {
+    let mac = keyed(checkpoint, secret)?;
+    Ok(unhex(&checkpoint.signature).is_some_and(|signature| mac.verify_slice(&signature).is_ok()))
+}
+
 /// The checkpoint's hash, which the next one names.
-fn hash(checkpoint: &Checkpoint) -> String {
+pub fn checkpoint_hash(checkpoint: &Checkpoint) -> String {
     let mut hasher = Sha256::new();
     hasher.update(content(checkpoint));
     hasher.update(checkpoint.signature.as_bytes());

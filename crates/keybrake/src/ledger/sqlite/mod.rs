@@ -7,11 +7,13 @@
 //! | `schema`, `names`, `store` | what stands in the database, and one step on it |
 //! | `writer` | the threads: steps committed in groups, flushed where money can move |
 //! | `engine` | one open file in one process |
+//! | `backlog` | up to where archives have the log, and its trimming |
 //! | `fork`, `time` | what a fork and a set clock do to it |
 //!
 //! Every decision is a step of [`rules`] inside one transaction; this module only takes it there
 //! and back.
 
+mod backlog;
 mod engine;
 mod files;
 pub mod fork;
@@ -37,11 +39,12 @@ use self::store::SqliteStore;
 use self::time::LedgerClock;
 use self::writer::{Work, stopped};
 use super::Ledger;
+use super::backlog::{Backlog, Drained, note_forgotten};
 use super::events::{Event, EventFilter};
 use super::lease::{self, Before, LeaseAnswer, LeaseAsk};
 use super::reassertion::{Reasserted, Reassertion};
 use super::rules::{self, Flood};
-use super::store::Store as _;
+use super::store::{Checkpoint, Store as _};
 use super::types::{
     AdminNote, BudgetDef, BudgetUsage, HoldFilter, IssueKey, KeyRecord, LedgerInfo, LedgerSecret,
     Reservation, ReserveAnswer, ReserveRequest, Scope, SettleAnswer, Settlement, Stop, StopAnswer, StopScope,
@@ -437,6 +440,56 @@ impl Ledger for SqliteLedger {
             move |store, flood| rules::flush_denials(store, flood, clock.now_ms()),
         )
         .await
+    }
+
+    async fn reservations(&self, call_ids: &[String]) -> Result<Vec<Reservation>> {
+        let call_ids = call_ids.to_vec();
+        self.read(move |store| store.without_replies(&call_ids)).await
+    }
+
+    async fn checkpoints(&self, after_seq: u64) -> Result<Vec<Checkpoint>> {
+        self.read(move |store| store.checkpoints_after(after_seq)).await
+    }
+
+    async fn backlog(&self) -> Result<Backlog> {
+        self.read(|store| store.backlog(None)).await
+    }
+
+    async fn note_drained(&self, archive: &str, place: &str, seq: u64) -> Result<()> {
+        let (archive, place) = (archive.to_owned(), place.to_owned());
+        self.admin(move |store, clock_ms| {
+            let drained = Drained {
+                seq,
+                at_ms: rules::ledger_time(store, clock_ms)?,
+                place: place.clone(),
+            };
+            store.note_archive(&archive, Some(drained)).map(|_| ())
+        })
+        .await
+    }
+
+    async fn forget_archive(&self, archive: &str, admin: AdminNote) -> Result<bool> {
+        let archive = archive.to_owned();
+        self.admin(move |store, clock_ms| {
+            let known = store.note_archive(&archive, None)?;
+            if known {
+                note_forgotten(store, clock_ms, &archive, &admin)?;
+            }
+            Ok(known)
+        })
+        .await
+    }
+
+    async fn trim(&self, upto_seq: u64) -> Result<u64> {
+        let mut removed = 0_u64;
+        loop {
+            // Some at a time, so that no call waits long for it.
+            let (gone, more) = self.admin(move |store, _| store.trim_some(upto_seq)).await?;
+            removed = removed.saturating_add(gone);
+            if !more {
+                return Ok(removed);
+            }
+        }
     }
 }
 

@@ -49,6 +49,8 @@ pub(super) enum Kind {
     Object = 11,
     /// By vendor object and number.
     ObjectPage = 12,
+    /// Up to where each archive has the log; one, without a name.
+    Archives = 13,
 }
 
 impl Kind {

@@ -145,7 +145,7 @@ impl<'c> SqliteStore<'c> {
             .map_err(|error| failed("prepare a statement", &error))
     }
 
-    fn execute(&self, sql: &str, params: impl Params) -> Result<()> {
+    pub(super) fn execute(&self, sql: &str, params: impl Params) -> Result<()> {
         self.wrote.set(true);
         self.prepare(sql)?
             .execute(params)
@@ -153,7 +153,7 @@ impl<'c> SqliteStore<'c> {
         Ok(())
     }
 
-    fn rows<T>(
+    pub(super) fn rows<T>(
         &self,
         sql: &str,
         params: impl Params,
@@ -176,10 +176,18 @@ impl<'c> SqliteStore<'c> {
             .ok_or_else(|| Error::new(ErrorKind::Internal, "too many namespaces"))
     }
 
-    fn event_id(&self, seq: u64) -> Result<i64> {
+    pub(super) fn event_id(&self, seq: u64) -> Result<i64> {
         let limit = 1_u64.checked_shl(SEQ_BITS).unwrap_or(u64::MAX);
         let seq = i64::try_from(seq.min(limit.saturating_sub(1))).unwrap_or(i64::MAX);
         Ok(self.first_id()?.saturating_add(seq))
+    }
+
+    pub(super) fn reservation_without_reply(&self, call_id: &str) -> Result<Option<Reservation>> {
+        self.prepare("SELECT value FROM reservation WHERE ns = ?1 AND call_id = ?2")?
+            .query_row(params![self.ns, call_id], |row| Ok(parse(row, 0)))
+            .optional()
+            .map_err(|error| failed("read a reservation", &error))?
+            .transpose()
     }
 
     /// Puts the recorded reply, which stands apart because reservations are rewritten often, back into it.

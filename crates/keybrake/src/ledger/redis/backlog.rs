@@ -1,0 +1,193 @@
+//! Up to where archives have the log, and its trimming.
+//!
+//! Both are kept as text: the rule (`ledger::backlog`) decides here, and one function compares what it rested on and
+//! writes, in one atomic step (`keep` in library.lua), as with every other step of this ledger.
+
+use super::copies::Copies;
+use super::records::Record;
+use super::wire::{self, Look, Parts};
+use super::{RedisLedger, log};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ledger::backlog::{Archives, Backlog, Drained, check_trim};
+use crate::ledger::store::Checkpoint;
+use crate::ledger::types::Reservation;
+
+/// Events removed in one step: a server that removes many serves nobody meanwhile.
+const TRIM: u64 = 5_000;
+/// Reservations read at a time.
+const CALLS: usize = 500;
+/// Tries to write while others write the same.
+const TRIES: u32 = 100;
+
+/// What the decisions about the log rest on, as the server has it.
+#[derive(Debug, Default)]
+struct Kept {
+    archives: String,
+    checkpoints: String,
+}
+
+impl Kept {
+    fn archives(&self) -> Result<Archives> {
+        if self.archives.is_empty() {
+            return Ok(Archives::new());
+        }
+        serde_json::from_str(&self.archives).map_err(|e| wire::unreadable().because(e))
+    }
+
+    fn checkpoint_seq(&self) -> Result<u64> {
+        if self.checkpoints.is_empty() {
+            return Ok(0);
+        }
+        let numbers: Vec<u64> =
+            serde_json::from_str(&self.checkpoints).map_err(|e| wire::unreadable().because(e))?;
+        Ok(numbers.last().copied().unwrap_or(0))
+    }
+}
+
+/// What a step writes.
+#[derive(Debug, Default)]
+struct Write {
+    archives: Option<Archives>,
+    /// The number of the first event that stays.
+    from_seq: Option<u64>,
+}
+
+impl RedisLedger {
+    pub(super) async fn backlog_now(&self) -> Result<Backlog> {
+        let kept = self.kept().await?;
+        let mut command = redis::cmd("XRANGE");
+        let events = self.place.ns.place("events");
+        command.arg(&events).arg("-").arg("+").arg("COUNT").arg(1);
+        let first = log::read(self.own().ask(&command).await?)?;
+        let first = first.first().map(|event| (event.seq, event.at_ms));
+        let mut command = redis::cmd("MEMORY");
+        command.arg("USAGE").arg(&events);
+        // Its user may be forbidden to ask; then nothing is said of it.
+        let bytes = self.own().ask(&command).await.ok();
+        let bytes = bytes.and_then(|value| wire::text(value).ok()?.parse().ok());
+        // Last, so that no event before it is missed.
+        let mut command = redis::cmd("HGET");
+        command.arg(self.place.ns.place("meta")).arg("seq");
+        let last_seq = wire::text(self.own().ask(&command).await?)?.parse().unwrap_or(0);
+        Ok(Backlog {
+            first_seq: first.map_or_else(|| u64::saturating_add(last_seq, 1), |(seq, _)| seq),
+            first_at_ms: first.map(|(_, at_ms)| at_ms),
+            last_seq,
+            checkpoint_seq: kept.checkpoint_seq()?,
+            archives: kept.archives()?,
+            bytes,
+        })
+    }
+
+    pub(super) async fn note_archive(&self, id: &str, drained: Option<Drained>) -> Result<bool> {
+        self.keep(|kept| {
+            let mut archives = kept.archives()?;
+            let known = match drained.clone() {
+                Some(drained) => archives.insert(id.to_owned(), drained).is_some(),
+                None => archives.remove(id).is_some(),
+            };
+            let write = Write {
+                archives: Some(archives),
+                ..Write::default()
+            };
+            Ok((known, write))
+        })
+        .await
+    }
+
+    pub(super) async fn trim_all(&self, upto_seq: u64) -> Result<u64> {
+        let mut removed = 0_u64;
+        loop {
+            let first_seq = self.backlog_now().await?.first_seq;
+            let until = first_seq.saturating_add(TRIM).saturating_sub(1).min(upto_seq);
+            let from_seq = until.saturating_add(1);
+            self.keep(|kept| {
+                check_trim(&kept.archives()?, kept.checkpoint_seq()?, upto_seq)?;
+                let write = Write {
+                    from_seq: Some(from_seq),
+                    ..Write::default()
+                };
+                Ok(((), write))
+            })
+            .await?;
+            removed = removed.saturating_add(from_seq.saturating_sub(first_seq));
+            if until >= upto_seq {
+                return Ok(removed);
+            }
+        }
+    }
+
+    pub(super) async fn calls(&self, call_ids: &[String]) -> Result<Vec<Reservation>> {
+        let mut found = Vec::with_capacity(call_ids.len());
+        for some in call_ids.chunks(CALLS) {
+            let mut copies = Copies::default();
+            let mut look = Look::default();
+            let names: Vec<String> = some.iter().map(|id| format!("r:{id}")).collect();
+            for name in &names {
+                look.record(name.clone());
+            }
+            self.read(look, &mut copies).await?;
+            for name in &names {
+                if let Some(Record::Call(call)) = copies.record(name).map(|copy| &copy.record) {
+                    found.push(Reservation::clone(call));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    pub(super) async fn checkpoints_after(&self, after_seq: u64) -> Result<Vec<Checkpoint>> {
+        self.checkpoints_read(&mut Copies::of_everything(), after_seq)
+            .await
+    }
+
+    async fn kept(&self) -> Result<Kept> {
+        let mut command = redis::cmd("HMGET");
+        command
+            .arg(self.place.ns.place("records"))
+            .arg("archives")
+            .arg("checkpoints");
+        let mut parts = Parts::of(self.own().ask(&command).await?)?;
+        Ok(Kept {
+            archives: parts.text()?,
+            checkpoints: parts.text()?,
+        })
+    }
+
+    /// Decides and writes, again when what it rested on has changed meanwhile. It may run twice when an answer is lost,
+    /// and writes the same then.
+    async fn keep<T>(&self, decide: impl Fn(&Kept) -> Result<(T, Write)> + Send) -> Result<T>
+    where
+        T: Send,
+    {
+        let mut kept = self.kept().await?;
+        for _ in 0..TRIES {
+            let (answer, write) = decide(&kept)?;
+            let known = self.own().known();
+            let mut command = wire::function("keep", &self.place.ns, &[]);
+            command.arg(&self.id);
+            known.put(&mut command);
+            command.arg(&kept.archives).arg(&kept.checkpoints);
+            command.arg(match &write.archives {
+                Some(archives) => serde_json::to_string(archives).map_err(|e| {
+                    Error::new(ErrorKind::Internal, "the archives cannot be written").because(e)
+                })?,
+                None => String::new(),
+            });
+            command.arg(write.from_seq.map_or_else(String::new, |seq| seq.to_string()));
+            let mut parts = Parts::of(self.own().ask(&command).await?)?;
+            match parts.text()?.as_str() {
+                "done" => return Ok(answer),
+                "moved" => {
+                    parts.next()?;
+                    (kept.archives, kept.checkpoints) = (parts.text()?, parts.text()?);
+                }
+                // A witness opens it, or says why not.
+                _ => self.own().witness(&*self.clock).await?,
+            }
+        }
+        Err(Error::ledger(
+            "the archives of the log changed too often for this to be written down",
+        ))
+    }
+}
