@@ -457,7 +457,7 @@ async fn decisions(tasks: usize) {
 async fn strict(tasks: usize) {
     let mut pair = Replicated::start(&RedisOptions::new()).unwrap();
     let mut sides = Vec::new();
-    for (name, options) in [("asynchronous", ""), ("replicas=1", "&replicas=1")] {
+    for (name, options) in [("asynchronous", ""), ("strict", "&replicas=1")] {
         let bench = Bench::on(pair.primary(), options).await;
         let key = bench.key(name, budgets(name, 3)).await;
         sides.push((name, bench, key, Sample::default(), Sample::default()));
