@@ -40,7 +40,7 @@ impl PostgresServer {
     ///
     /// # Errors
     /// PostgreSQL is missing (kind `NotFound`), or it is not ready after
-    /// [`PATIENCE`](crate::redis::PATIENCE); the text has the end of its log.
+    /// [`PATIENCE`]; the text has the end of its log.
     pub fn start() -> io::Result<Self> {
         Self::start_with(&[])
     }
