@@ -172,8 +172,8 @@ async fn scenario_20_killed_holders_push_nothing_over_the_cap() {
         .sum();
     println!("{let_through} calls under a cap of {CAP}; {forfeited} units were forfeited with 4 processes");
     // The last line of a process that was killed may be cut off, so that it names another call.
+    // Whether anything is forfeited is up to the moment of the kills; that it is, to the unit, is a conformance case.
     assert!((CAP - forfeited..=CAP).contains(&let_through));
-    assert!(forfeited > 0);
 
     // What the killed had written down is told now, once, and changes no counter.
     let left = Journal::of(&ledger, &journal).await.unwrap().unwrap();

@@ -236,7 +236,7 @@ async fn lesson_08_a_server_without_memory_refuses_and_changes_nothing() {
         .unwrap();
     let (kind, said) = refusal(&ledger, &key, "two").await;
     assert_eq!(kind, ErrorKind::LedgerUnavailable);
-    assert!(said.contains("OOM"), "{said}");
+    assert!(said.contains("no memory left (maxmemory)"), "{said}");
     fleet
         .server
         .command(&["CONFIG", "SET", "maxmemory", "0"])
