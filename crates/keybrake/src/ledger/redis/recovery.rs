@@ -333,7 +333,7 @@ impl Own {
         match about.field("id") {
             None => Err(recovering(
                 &self.place,
-                "its data is gone: restore it from a backup or from the drained audit",
+                "its data is gone: restore it from a backup, or begin another namespace",
             )),
             Some(id) if id != self.id => Err(recovering(
                 &self.place,
