@@ -125,16 +125,59 @@ async fn absence_proves_nothing_when_the_clocks_disagree() {
     let world = World::new(refunds(500)).await;
     world
         .stripe
-        .fault(Fault::new(FaultKind::DropAfterExecuting).on("POST", "/v1/refunds"))
+        .fault(Fault::new(FaultKind::DropBefore).on("POST", "/v1/refunds"))
         .unwrap();
     world.clock.advance_ms(3_600_000);
     world.post("/v1/refunds", "charge=ch_1&amount=2000").await;
     assert_eq!(
         world.reconcile().await,
         1,
-        "an hour ahead of the vendor: the listing looked at the wrong hour"
+        "an hour ahead of the vendor: the listing may have looked at the wrong time"
     );
     assert_eq!(world.budget().await, (0, 20_000_000));
+}
+
+#[tokio::test]
+async fn a_clock_that_was_wrong_when_the_call_was_reserved_hides_nothing() {
+    let world = World::new(refunds(500)).await;
+    world
+        .stripe
+        .fault(Fault::new(FaultKind::DropAfterExecuting).on("POST", "/v1/refunds"))
+        .unwrap();
+    // The ledger's clock is 40 minutes behind the vendor's objects, and agrees with the vendor when it is asked.
+    world.stripe.advance_clock_ms(2_400_000);
+    world.post("/v1/refunds", "charge=ch_1&amount=2000").await;
+    assert_eq!(world.reconcile().await, 0);
+    assert_eq!((world.refunded(), world.budget().await), (2_000, (20_000_000, 0)));
+}
+
+#[tokio::test]
+async fn an_update_that_has_no_identity_ends_with_its_payment() {
+    let world = World::new(
+        json!({"vendor": "stripe", "label": "intents", "daily_usd_cap": 500, "count_intents": "at_confirm",
+        "allowed_endpoints": ["payment_intents.create", "payment_intents.update"]}),
+    )
+    .await;
+    let form = "amount=1000&currency=usd&payment_method=pm_card_visa";
+    let id = world.post("/v1/payment_intents", form).await.id();
+    world
+        .post(&format!("/v1/payment_intents/{id}"), "amount=3000")
+        .await;
+    assert_eq!(world.budget().await, (0, 30_000_000));
+    let asked = world
+        .kb
+        .reconcile(HoldFilter::default(), |_, _| ())
+        .await
+        .unwrap();
+    assert!(
+        matches!(asked.as_slice(), [one] if matches!(one.resolution, Resolution::Open(_))),
+        "the payment may still be made: {asked:?}"
+    );
+    assert_eq!(world.budget().await, (0, 30_000_000));
+    world.stripe.advance(&id, "succeeded").unwrap();
+    assert_eq!(world.reconcile().await, 0);
+    assert_eq!((world.charged(), world.budget().await), (3_000, (30_000_000, 0)));
+    world.verify().await;
 }
 
 #[tokio::test]

@@ -58,6 +58,18 @@ impl TimedBody {
             fate,
         )
     }
+
+    /// Whether its first byte may leave now; asked once.
+    pub(super) fn leaves(&mut self) -> bool {
+        if self.done {
+            return false;
+        }
+        self.done = true;
+        let in_time = self.clock.boot_ms() < self.send_before_boot_ms;
+        let fate = if in_time { TAKEN } else { EXPIRED };
+        self.fate.0.store(fate, Ordering::SeqCst);
+        in_time
+    }
 }
 
 impl Body for TimedBody {
@@ -71,12 +83,9 @@ impl Body for TimedBody {
         if self.done {
             return Poll::Ready(None);
         }
-        self.done = true;
-        if self.clock.boot_ms() >= self.send_before_boot_ms {
-            self.fate.0.store(EXPIRED, Ordering::SeqCst);
+        if !self.leaves() {
             return Poll::Ready(Some(Err(Expired)));
         }
-        self.fate.0.store(TAKEN, Ordering::SeqCst);
         Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.bytes)))))
     }
 

@@ -9,6 +9,7 @@ use http_body_util::BodyExt;
 use super::body::{Fate, TimedBody};
 use super::intime::{InTime, SendBefore};
 use super::stream::{CUT_OFF, Incoming, TIMEOUT};
+use super::wire::{NoReply, Wire};
 use crate::brake::{Permit, Prepared, SendEnd};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -25,6 +26,8 @@ pub(crate) struct Http {
     clock: Arc<dyn Clock>,
     plain: Clients,
     secure: Clients,
+    /// What carries requests instead of them.
+    wire: Option<Arc<dyn Wire>>,
 }
 
 #[derive(Debug, Default)]
@@ -48,7 +51,14 @@ impl Http {
             clock,
             plain: Clients::default(),
             secure: Clients::default(),
+            wire: None,
         }
+    }
+
+    /// The same without a network.
+    pub(super) fn over(mut self, wire: Arc<dyn Wire>) -> Self {
+        self.wire = Some(wire);
+        self
     }
 
     /// Sends one attempt and says how it ended, or how its reply begins if the body may be handed on as it arrives.
@@ -58,13 +68,21 @@ impl Http {
         if self.clock.boot_ms() >= permit.send_before_boot_ms {
             return Sent::Ended(SendEnd::NeverSent, None);
         }
-        let (body, fate) = TimedBody::new(
+        let (mut body, fate) = TimedBody::new(
             request.body.clone(),
             Arc::clone(&self.clock),
             permit.send_before_boot_ms,
         );
         let timeout = Duration::from_millis(u64::try_from(permit.request_ms).unwrap_or(0));
-        let body = (!request.body.is_empty()).then(|| reqwest::Body::wrap(body));
+        let no_body = request.body.is_empty();
+        if let Some(wire) = &self.wire {
+            let carried = wire.exchange(request, &mut || body.leaves(), timeout).await;
+            return match carried {
+                Ok(reply) => Sent::Ended(SendEnd::Reply(reply), None),
+                Err(failure) => Sent::Ended(Failure::Carried(failure).end(&fate, no_body), None),
+            };
+        }
+        let body = (!no_body).then(|| reqwest::Body::wrap(body));
         let replied = if permit.streams() {
             self.begin(request, body, timeout).await
         } else if body.is_none() && writes(request) {
@@ -81,12 +99,16 @@ impl Http {
         match replied {
             Ok(Replied::Whole(reply)) => Sent::Ended(SendEnd::Reply(reply), None),
             Ok(Replied::Begun(head, incoming)) => Sent::Begun(head, incoming),
-            Err(failure) => Sent::Ended(failure.end(&fate, request.body.is_empty()), failure.into_error()),
+            Err(failure) => Sent::Ended(failure.end(&fate, no_body), failure.into_error()),
         }
     }
 
     /// Sends a read that needs no permit: lookups and reconciliation.
     pub(crate) async fn read(&self, request: &Prepared, timeout: Duration) -> Result<Reply, String> {
+        if let Some(wire) = &self.wire {
+            let carried = wire.exchange(request, &mut || true, timeout).await;
+            return carried.map_err(|failure| failure.reason().to_owned());
+        }
         self.exchange((request, Pool::Shared), None, timeout)
             .await
             .map_err(|failure| failure.reason())
@@ -203,6 +225,7 @@ enum Failure {
     /// No head in time.
     Slow,
     Body,
+    Carried(NoReply),
 }
 
 impl Failure {
@@ -210,8 +233,11 @@ impl Failure {
         match self {
             Self::Unsent(_) => SendEnd::NeverSent,
             Self::Request(error) if error.is_connect() => SendEnd::NeverSent,
-            Self::Request(_) | Self::Slow if !no_body && !fate.taken() => SendEnd::NeverSent,
-            Self::Request(_) | Self::Slow | Self::Body => SendEnd::Lost {
+            Self::Carried(NoReply::NoConnection) => SendEnd::NeverSent,
+            Self::Request(_) | Self::Slow | Self::Carried(_) if !no_body && !fate.taken() => {
+                SendEnd::NeverSent
+            }
+            Self::Request(_) | Self::Slow | Self::Body | Self::Carried(_) => SendEnd::Lost {
                 reason: self.reason(),
             },
         }
@@ -220,7 +246,7 @@ impl Failure {
     fn into_error(self) -> Option<reqwest::Error> {
         match self {
             Self::Request(error) => Some(error.without_url()),
-            Self::Unsent(_) | Self::Slow | Self::Body => None,
+            Self::Unsent(_) | Self::Slow | Self::Body | Self::Carried(_) => None,
         }
     }
 
@@ -232,6 +258,7 @@ impl Failure {
             Self::Request(error) if error.is_connect() => "no_connection".to_owned(),
             Self::Request(_) => "connection_lost".to_owned(),
             Self::Body => CUT_OFF.to_owned(),
+            Self::Carried(failure) => failure.reason().to_owned(),
         }
     }
 }

@@ -7,6 +7,7 @@ mod http;
 mod inflight;
 mod intime;
 mod stream;
+mod wire;
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -14,6 +15,8 @@ use std::time::Duration;
 
 pub use enforcement::{Enforcement, Item, Lost, Step};
 pub use stream::{BrokenOff, Opened, ReplyStream, broken_off};
+#[doc(hidden)]
+pub use wire::{NoReply, Wire};
 
 use crate::brake::{Brake, CallContext, CallRecord, Decision, Permit, Prepared, SendEnd, Settled};
 use crate::error::{Error, ErrorKind, Result};
@@ -80,6 +83,17 @@ impl Shell {
             calls: InFlight::new(Arc::clone(brake.ledger()), Arc::clone(&clock)),
             brake,
             http: Http::new(clock),
+        }
+    }
+
+    /// The same without a network: for the simulation.
+    #[doc(hidden)]
+    pub fn over(brake: Arc<Brake>, wire: Arc<dyn Wire>) -> Self {
+        let clock = Arc::clone(brake.clock());
+        Self {
+            calls: InFlight::new(Arc::clone(brake.ledger()), Arc::clone(&clock)),
+            brake,
+            http: Http::new(clock).over(wire),
         }
     }
 

@@ -137,7 +137,11 @@ impl Keybrake {
             ids: &ids,
             fields: &fields,
             pins: &hold.pins,
-            object: hold.reply_facts.vendor_object.as_deref(),
+            object: hold
+                .reply_facts
+                .vendor_object
+                .as_deref()
+                .or_else(|| tracked(hold)),
             tag: tag.as_deref(),
             reserved_at_ms: hold.reserved_at_ms,
             not_after_ms: hold.not_after_ms,
@@ -267,6 +271,11 @@ const fn is_of_the_ledger(error: &Error) -> bool {
         error.kind(),
         ErrorKind::LedgerUnavailable | ErrorKind::LedgerRecovering
     )
+}
+
+/// The vendor's id of the object whose exposure a call has raised.
+fn tracked(hold: &Reservation) -> Option<&str> {
+    hold.object.as_deref()?.rsplit('|').next()
 }
 
 /// A reply's `Date`, Unix milliseconds.

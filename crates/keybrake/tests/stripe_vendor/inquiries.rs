@@ -86,7 +86,7 @@ fn page(has_more: bool, data: &[Value]) -> Value {
 
 #[test]
 fn inquiries_read_the_object_or_list_what_can_be_it() {
-    let created = "limit=100&created[gte]=999700&created[lte]=1000431";
+    let created = "limit=100&created[gte]=913600&created[lte]=1086531";
     for (asked, path) in [
         (
             asked("refunds.create", "", "charge=ch_1&amount=5"),
@@ -146,6 +146,27 @@ fn inquiries_read_the_object_or_list_what_can_be_it() {
     ] {
         assert_eq!(asked.path(), path);
     }
+    let mut tracked = asked("payment_intents.update", "", "");
+    tracked.object = Some("pi_1");
+    assert_eq!(tracked.path(), "object /v1/payment_intents/pi_1");
+    for operation in [
+        "payment_intents.update",
+        "payment_intents.confirm",
+        "payment_intents.capture",
+    ] {
+        tracked.operation = operation;
+        for status in ["requires_confirmation", "requires_capture", "processing"] {
+            assert!(
+                matches!(tracked.find(&intent(status, 0)), Finding::Unclear(_)),
+                "what was asked of it is not known, so {status} says nothing of {operation}"
+            );
+        }
+        assert!(matches!(
+            tracked.find(&intent("succeeded", 10_000)),
+            Finding::Found(_)
+        ));
+        assert!(matches!(tracked.find(&intent("canceled", 0)), Finding::Found(_)));
+    }
     let mut known = asked("refunds.create", "", "charge=ch_1");
     known.object = Some("re_1");
     assert_eq!(known.path(), "object /v1/refunds/re_1");
@@ -168,7 +189,7 @@ fn scenario_17_a_listing_finds_by_tag_and_proves_absence_only_when_complete() {
     };
     assert_eq!(
         next,
-        "/v1/refunds?limit=100&created[gte]=999700&created[lte]=1000431&charge=ch_1&starting_after=re_8"
+        "/v1/refunds?limit=100&created[gte]=913600&created[lte]=1086531&charge=ch_1&starting_after=re_8"
     );
     assert_eq!(asked.find(&page(false, &others)), Finding::Absent);
     assert_eq!(asked.find(&page(false, &[])), Finding::Absent);

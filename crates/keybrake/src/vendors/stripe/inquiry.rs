@@ -8,12 +8,15 @@ use super::read::done;
 use super::table;
 use crate::vendors::{Finding, Inquiry, Outcome, Reading, Recognised, Reply, Unresolved};
 
-/// Our clock and Stripe's may differ by this much, in seconds; listings reach so much further.
-const CLOCK_SLACK_S: i64 = 300;
+/// How far the ledger's clock may have been off when the call was reserved, in seconds: listings reach a day further both
+/// ways. That it is right while the vendor is asked says nothing of that moment; a clock that was wrong for an hour and was
+/// set right since must not hide what was created meanwhile.
+const CLOCK_SLACK_S: i64 = 86_400;
 
 /// How to ask about an unknown call: by its object, if a reply or the path named it, else by listing.
 pub(super) fn inquiry(call: &Unresolved<'_>) -> Inquiry {
-    let target = call.ids.first().map_or("", String::as_str);
+    let named = call.ids.first().map(String::as_str);
+    let target = named.or(call.object).unwrap_or_default();
     match call.operation {
         "payment_intents.confirm"
         | "payment_intents.capture"
@@ -27,7 +30,7 @@ pub(super) fn inquiry(call: &Unresolved<'_>) -> Inquiry {
         "transfers.create" => created(call, "/v1/transfers", &["destination"]),
         "payouts.create" => created(call, "/v1/payouts", &[]),
         "topups.create" => created(call, "/v1/topups", &[]),
-        "transfers.reversals.create" if is_id(target) => {
+        "transfers.reversals.create" if named.is_some_and(is_id) => {
             let path = format!("/v1/transfers/{target}/reversals");
             match call.object {
                 Some(id) => read(&path, id),
@@ -162,8 +165,13 @@ fn intent(call: &Unresolved<'_>, object: &Value) -> Finding {
     let has_moved = number(object, "amount_received").is_none_or(|moved| moved > 0);
     let failed = object.get("last_payment_error").is_some_and(Value::is_object);
     let several = field(call, "final_capture") == Some("false");
+    // Without an identity the ledger keeps the object alone, not what was asked of it: only its end says something.
+    let known_by_object_alone = call.ids.is_empty();
     match (call.operation, status) {
         ("payment_intents.cancel", "canceled") | (_, "succeeded") => found(call, object),
+        (_, status) if known_by_object_alone && status != "canceled" => {
+            Finding::Unclear("the_payment_is_not_over".to_owned())
+        }
         ("payment_intents.cancel", _) => Finding::Absent,
         (_, "canceled") => found(call, object),
         // It was accepted once, and failed since: the customer did not finish, or the bank refused. Without an earlier
