@@ -10,6 +10,7 @@
 //! | `records`, `log` | how records and events are written |
 //! | `copies`, `draft`, `store` | what this process remembers, and one step of the rules on it |
 //! | `past`, `again`, `recovery`, `recovery.lua` | what this process did lately, and how a server that lost it is told again |
+//! | `reading` | what a step lacks, read from the server |
 //! | `wire`, `step` | the step as a command, and what becomes of it |
 //! | `aborts` | hard stops: telling processes that have calls in flight |
 //! | `replicas` | strict durability: what replicas have acknowledged |
@@ -29,6 +30,7 @@ mod life;
 mod link;
 mod log;
 mod past;
+mod reading;
 mod records;
 mod recovery;
 mod replicas;
