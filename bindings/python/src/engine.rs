@@ -1,39 +1,20 @@
 //! The engine of one process: a runtime with one worker, the ledger, and the client that sends.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use keybrake::{Error, Keybrake, Result};
+use keybrake::{Error, Result};
+use keybrake_binding::core::{CLOSING, until_closed};
+use keybrake_binding::{Core, Settings, ask};
 use pyo3::prelude::{Py, PyAny, PyErr, PyResult, Python};
 use pyo3::{pyclass, pymethods};
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use crate::ask;
-use crate::call::{self, Answer, Outgoing};
+use crate::call::{self, Answer};
 use crate::errors::{guarded, to_python};
-use crate::settings::Settings;
 use crate::stream::Reading;
-use crate::wait::{block, until_closed};
-
-/// How long closing waits for calls under way to notice, and for the worker to stop.
-const CLOSING: Duration = Duration::from_secs(2);
-/// How long closing waits for the ledger.
-const FLUSHING: Duration = Duration::from_secs(10);
-
-/// What calls need, shared by all of them.
-pub(crate) struct Core {
-    settings: Arc<Settings>,
-    opened: OnceCell<Keybrake>,
-}
-
-impl Core {
-    /// The opened ledger; opens it on first use, once.
-    pub(crate) async fn keybrake(&self) -> Result<&Keybrake> {
-        self.opened.get_or_try_init(|| self.settings.open()).await
-    }
-}
+use crate::wait::block;
 
 /// The engine of one process. Opened on first use.
 #[pyclass(frozen, module = "keybrake._keybrake")]
@@ -50,18 +31,18 @@ impl Engine {
     #[new]
     fn new(py: Python<'_>, settings: &str) -> PyResult<Self> {
         let settings = Settings::parse(settings).map_err(|error| to_python(py, &error))?;
-        Self::start(py, Arc::new(settings))
+        Self::start(py, Arc::new(Core::new(Arc::new(settings))))
     }
 
     fn in_this_process(&self, py: Python<'_>) -> PyResult<Self> {
-        if self.core.settings.in_memory() {
+        if self.core.settings().in_memory() {
             let error = Error::ledger(
                 "a memory ledger belongs to the process that opened it; after a fork each process would have a cap of \
                  its own. Use sqlite: instead",
             );
             return Err(to_python(py, &error));
         }
-        Self::start(py, Arc::clone(&self.core.settings))
+        Self::start(py, Arc::new(Core::new(Arc::clone(self.core.settings()))))
     }
 
     fn open(&self, py: Python<'_>) -> PyResult<()> {
@@ -81,7 +62,7 @@ impl Engine {
         wait_ms: u64,
     ) -> PyResult<Answer> {
         let outgoing =
-            Outgoing::new((method, url, headers, body), context, wait_ms).map_err(|e| to_python(py, &e))?;
+            call::outgoing((method, url, headers, body), context, wait_ms).map_err(|e| to_python(py, &e))?;
         self.wait(py, call::send(Arc::clone(&self.core), outgoing))
     }
 
@@ -98,7 +79,7 @@ impl Engine {
         done: Py<PyAny>,
     ) -> PyResult<Task> {
         let outgoing =
-            Outgoing::new((method, url, headers, body), context, wait_ms).map_err(|e| to_python(py, &e))?;
+            call::outgoing((method, url, headers, body), context, wait_ms).map_err(|e| to_python(py, &e))?;
         Ok(self.start_work(
             call::send(Arc::clone(&self.core), outgoing),
             done,
@@ -118,7 +99,7 @@ impl Engine {
         wait_ms: u64,
     ) -> PyResult<Answer> {
         let outgoing =
-            Outgoing::new((method, url, headers, body), context, wait_ms).map_err(|e| to_python(py, &e))?;
+            call::outgoing((method, url, headers, body), context, wait_ms).map_err(|e| to_python(py, &e))?;
         self.wait(py, call::open(Arc::clone(&self.core), self.reading(), outgoing))
     }
 
@@ -135,7 +116,7 @@ impl Engine {
         done: Py<PyAny>,
     ) -> PyResult<Task> {
         let outgoing =
-            Outgoing::new((method, url, headers, body), context, wait_ms).map_err(|e| to_python(py, &e))?;
+            call::outgoing((method, url, headers, body), context, wait_ms).map_err(|e| to_python(py, &e))?;
         Ok(self.start_work(
             call::open(Arc::clone(&self.core), self.reading(), outgoing),
             done,
@@ -163,7 +144,7 @@ impl Engine {
             self.closing.send_replace(true);
             // Without the interpreter's lock: the worker may be about to call back into Python.
             let flushed = py.detach(|| {
-                let flushed = runtime.block_on(self.ended());
+                let flushed = runtime.block_on(self.core.ended(&self.closing));
                 runtime.shutdown_timeout(CLOSING);
                 flushed
             });
@@ -173,7 +154,7 @@ impl Engine {
 }
 
 impl Engine {
-    fn start(py: Python<'_>, settings: Arc<Settings>) -> PyResult<Self> {
+    fn start(py: Python<'_>, core: Arc<Core>) -> PyResult<Self> {
         guarded(py, || {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(1)
@@ -188,26 +169,12 @@ impl Engine {
                 })?;
             Ok(Self {
                 pid: std::process::id(),
-                core: Arc::new(Core {
-                    settings,
-                    opened: OnceCell::new(),
-                }),
+                core,
                 handle: runtime.handle().clone(),
                 runtime: Mutex::new(Some(runtime)),
                 closing: watch::Sender::new(false),
             })
         })
-    }
-
-    /// Waits until nobody uses the runtime any more (each waiter holds a receiver), then writes down what is lazy.
-    async fn ended(&self) -> Result<()> {
-        let _ = tokio::time::timeout(CLOSING, self.closing.closed()).await;
-        match self.core.opened.get() {
-            Some(keybrake) => tokio::time::timeout(FLUSHING, keybrake.flush())
-                .await
-                .unwrap_or_else(|_| Err(Error::ledger("the ledger did not flush in time"))),
-            None => Ok(()),
-        }
     }
 
     fn wait<T: Send + 'static>(

@@ -1,13 +1,11 @@
 //! What needs no ledger: words, keys, names, and the command line.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 
-use keybrake::policy::{Denial, words};
-use keybrake::{Error, idempotency, vendors};
+use keybrake::idempotency;
+use keybrake_binding::helpers as shared;
 use pyo3::prelude::{PyResult, Python};
 use pyo3::pyfunction;
-use serde_json::Value;
 
 use crate::errors::{guarded, to_python};
 
@@ -15,9 +13,7 @@ use crate::errors::{guarded, to_python};
 #[pyfunction]
 pub(crate) fn for_model(py: Python<'_>, denial: &str) -> PyResult<String> {
     guarded(py, || {
-        let denial: Denial = serde_json::from_str(denial)
-            .map_err(|e| to_python(py, &Error::config("this is not a refusal of Keybrake").because(e)))?;
-        Ok(words::for_model(&denial))
+        shared::for_model(denial).map_err(|error| to_python(py, &error))
     })
 }
 
@@ -45,17 +41,7 @@ pub(crate) fn step_key(py: Python<'_>, run: &str, step: &str) -> PyResult<String
 #[pyfunction]
 pub(crate) fn content_key(py: Python<'_>, fields: &str) -> PyResult<String> {
     guarded(py, || {
-        let fields: BTreeMap<String, Value> = serde_json::from_str(fields).map_err(|e| {
-            to_python(
-                py,
-                &Error::config("the fields must be a mapping by name").because(e),
-            )
-        })?;
-        let texts = fields.into_iter().map(|(name, value)| match value {
-            Value::String(text) => (name, text),
-            other => (name, other.to_string()),
-        });
-        Ok(idempotency::content_key(&texts.collect()))
+        shared::content_key(fields).map_err(|error| to_python(py, &error))
     })
 }
 
@@ -70,13 +56,7 @@ pub(crate) fn item_key(py: Python<'_>, run: &str, item: &str) -> PyResult<String
 /// Names of a vendor's operations.
 #[pyfunction]
 pub(crate) fn operations(py: Python<'_>, vendor: &str) -> PyResult<Vec<&'static str>> {
-    let vendor = vendors::vendor(vendor)
-        .ok_or_else(|| to_python(py, &Error::config(format!("no vendor {vendor:?}"))))?;
-    Ok(vendor
-        .operations()
-        .iter()
-        .map(|operation| operation.name)
-        .collect())
+    shared::operations(vendor).map_err(|error| to_python(py, &error))
 }
 
 /// Runs the command line; answers its exit code.

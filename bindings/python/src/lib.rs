@@ -1,11 +1,9 @@
 //! The native half of the Python package: conversions only. What users touch is `python/keybrake`.
 
-mod ask;
 mod call;
 mod engine;
 mod errors;
 mod helpers;
-mod settings;
 mod simulator;
 mod stream;
 mod wait;

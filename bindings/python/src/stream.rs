@@ -1,17 +1,15 @@
 //! The body of a reply that is handed on as it arrives.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use bytes::Bytes;
-use keybrake::client::{ReplyStream, broken_off};
 use keybrake::{Error, ErrorKind, Result};
+use keybrake_binding::Body;
 use pyo3::prelude::{Bound, Py, PyAny, PyResult, Python};
 use pyo3::types::PyBytes;
 use pyo3::{pyclass, pymethods};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::call::record_json;
 use crate::engine::Task;
 use crate::errors::{guarded, to_python};
 use crate::wait::block;
@@ -23,19 +21,6 @@ pub(crate) struct Reading {
     pub(crate) closing: watch::Sender<bool>,
 }
 
-/// What Python may know of it between two pieces.
-struct Shown {
-    record: String,
-    reason: Option<String>,
-    denial: Option<String>,
-}
-
-struct Body {
-    /// `None` once it is over.
-    reply: tokio::sync::Mutex<Option<ReplyStream>>,
-    shown: Mutex<Shown>,
-}
-
 /// The body of a reply that is handed on as it arrives.
 #[pyclass(frozen, module = "keybrake._keybrake")]
 pub(crate) struct Stream {
@@ -44,20 +29,8 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    pub(crate) fn new(reply: ReplyStream, reading: Reading) -> Self {
-        let shown = Shown {
-            record: record_json(reply.record()),
-            reason: None,
-            denial: None,
-        };
-        let body = Body {
-            reply: tokio::sync::Mutex::new(Some(reply)),
-            shown: Mutex::new(shown),
-        };
-        Self {
-            body: Arc::new(body),
-            reading,
-        }
+    pub(crate) const fn new(body: Arc<Body>, reading: Reading) -> Self {
+        Self { body, reading }
     }
 
     /// The body, in the process that the call was made in.
@@ -134,17 +107,17 @@ impl Stream {
 
     #[getter]
     fn record(&self) -> String {
-        self.body.shown().record.clone()
+        self.body.shown().record
     }
 
     #[getter]
     fn reason(&self) -> Option<String> {
-        self.body.shown().reason.clone()
+        self.body.shown().reason
     }
 
     #[getter]
     fn denial(&self) -> Option<String> {
-        self.body.shown().denial.clone()
+        self.body.shown().denial
     }
 }
 
@@ -154,46 +127,5 @@ impl Drop for Stream {
             // A child after a fork: the runtime's threads and the connection are the parent's.
             Box::leak(Box::new(Arc::clone(&self.body)));
         }
-    }
-}
-
-impl Body {
-    fn shown(&self) -> std::sync::MutexGuard<'_, Shown> {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The next piece; `None` at the end, and when it broke off, which `reason` then tells.
-    async fn next(&self) -> Result<Option<Bytes>> {
-        let mut reply = self.reply.lock().await;
-        let Some(stream) = reply.as_mut() else {
-            return Ok(None);
-        };
-        let piece = stream.next().await;
-        self.shown().record = record_json(stream.record());
-        match piece {
-            Some(Ok(piece)) => return Ok(Some(piece)),
-            Some(Err(error)) => match broken_off(&error) {
-                Some(broken) => {
-                    let denial = broken.denial.as_ref().map(serde_json::to_string).transpose();
-                    let mut shown = self.shown();
-                    shown.reason = Some(broken.reason.clone());
-                    shown.denial = denial.ok().flatten();
-                }
-                None => return Err(error),
-            },
-            None => {}
-        }
-        *reply = None;
-        Ok(None)
-    }
-
-    async fn close(&self) -> Result<()> {
-        let mut reply = self.reply.lock().await;
-        let Some(mut stream) = reply.take() else {
-            return Ok(());
-        };
-        stream.close().await?;
-        self.shown().record = record_json(stream.record());
-        Ok(())
     }
 }

@@ -1,14 +1,16 @@
-//! Waiting for the engine: blocking, with an eye on signals, or by a callback.
+//! Waiting for the engine on a thread of Python's, with an eye on signals.
 
 use std::future::Future;
 use std::time::Duration;
 
-use keybrake::{Error, ErrorKind, Result};
+use keybrake::Result;
+use keybrake_binding::core::closed;
+use keybrake_binding::trouble::Guarded;
 use pyo3::prelude::{PyErr, PyResult, Python};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::errors::{Guarded, to_python};
+use crate::errors::to_python;
 
 /// How often a waiting thread looks whether Ctrl-C was pressed.
 const SIGNALS: Duration = Duration::from_millis(50);
@@ -44,23 +46,4 @@ fn signals() -> PyResult<()> {
         reason = "the path alone is not general enough"
     )]
     Python::attach(|py| py.check_signals())
-}
-
-/// The work, ended early when the engine is closed.
-pub(crate) async fn until_closed<T>(
-    mut closing: watch::Receiver<bool>,
-    work: impl Future<Output = Result<T>> + Send + 'static,
-) -> Result<T> {
-    tokio::select! {
-        biased;
-        _ = closing.wait_for(|closing| *closing) => Err(closed()),
-        ended = Guarded::new(work) => ended,
-    }
-}
-
-fn closed() -> Error {
-    Error::new(
-        ErrorKind::Config,
-        "this Keybrake was closed while the call was under way",
-    )
 }

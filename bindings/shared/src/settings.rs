@@ -1,4 +1,4 @@
-//! The settings of an engine, as Python gives them, kept for children after a fork.
+//! The settings of an engine, as a host gives them, kept for children after a fork.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use serde::Deserialize;
 /// Ledger, secrets and base URLs.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Settings {
+pub struct Settings {
     ledger: Option<String>,
     secrets: BTreeMap<String, Source>,
     base_urls: BTreeMap<String, String>,
@@ -23,14 +23,28 @@ enum Source {
     Value(String),
 }
 
+impl std::fmt::Debug for Settings {
+    /// Shows no secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Settings").finish_non_exhaustive()
+    }
+}
+
 impl Settings {
-    pub(crate) fn parse(json: &str) -> Result<Self> {
+    /// Reads them: `ledger`, `secrets` (by vendor, or `vendor:name`), `base_urls` (by vendor).
+    ///
+    /// # Errors
+    /// When the text is no such object. The message quotes nothing of it: it may hold a secret.
+    pub fn parse(json: &str) -> Result<Self> {
         // The text may hold a secret, so the parser's message, which may quote it, is not passed on.
         serde_json::from_str(json).map_err(|_| Error::config("the settings could not be read"))
     }
 
     /// Opens the ledger. `stripe:connect` in `secrets` is the secret named `connect` of the vendor `stripe`.
-    pub(crate) async fn open(&self) -> Result<Keybrake> {
+    ///
+    /// # Errors
+    /// As [`keybrake::Builder::build`].
+    pub async fn open(&self) -> Result<Keybrake> {
         let mut builder = Keybrake::builder();
         if let Some(url) = &self.ledger {
             builder = builder.ledger(url);
@@ -53,7 +67,7 @@ impl Settings {
     }
 
     /// Whether the ledger lives in this process's memory only, so that a child would have its own.
-    pub(crate) fn in_memory(&self) -> bool {
+    pub fn in_memory(&self) -> bool {
         self.ledger
             .as_deref()
             .is_some_and(|url| url.starts_with("memory:"))

@@ -1,4 +1,4 @@
-//! Questions and orders to the ledger: JSON in, JSON out, so that the blocking and the asyncio front share one door.
+//! Questions and orders to the ledger: JSON in, JSON out, so that every front of every language shares one door.
 
 use std::future::IntoFuture;
 use std::path::Path;
@@ -14,10 +14,13 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::engine::Core;
+use crate::core::Core;
 
 /// Answers one question.
-pub(crate) async fn answer(core: &Core, what: &str, arguments: &str) -> Result<String> {
+///
+/// # Errors
+/// The library's own; a question that does not exist, or arguments that do not fit it, are a defect in a package.
+pub async fn answer(core: &Core, what: &str, arguments: &str) -> Result<String> {
     let keybrake = core.keybrake().await?;
     let answer = match what {
         "issue" => issue(keybrake, read(arguments)?).await?,
@@ -43,10 +46,7 @@ fn read<T: DeserializeOwned>(arguments: &str) -> Result<T> {
 }
 
 fn defect(what: &str) -> Error {
-    Error::new(
-        ErrorKind::Internal,
-        format!("a defect in the Python package: {what}"),
-    )
+    Error::new(ErrorKind::Internal, format!("a defect in the package: {what}"))
 }
 
 /// A policy and what binds the key to be issued.
@@ -134,7 +134,7 @@ async fn open(keybrake: &Keybrake, opening: Opening) -> Result<Value> {
         builder.into_future().await?
     };
     let answer = json!({"id": run.key_id(), "token": run.token().expose(), "run": run.id()});
-    // The Python handle closes the run; this one only named it.
+    // The host's handle closes the run; this one only named it.
     run.leave_open();
     Ok(answer)
 }

@@ -1,0 +1,251 @@
+//! An engine: a runtime with one worker, the ledger, and the client that sends.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use keybrake::{Error, Result};
+use keybrake_binding::call::{self, Outgoing};
+use keybrake_binding::core::{CLOSING, until_closed};
+use keybrake_binding::{Core, Settings, ask};
+use napi::Env;
+use napi::bindgen_prelude::{Object, ToNapiValue, Uint8Array};
+use napi_derive::napi;
+use tokio::runtime::{Handle, Runtime};
+use tokio::sync::watch;
+
+use crate::call::Answer;
+use crate::errors::{guarded, to_node};
+use crate::stream::Reading;
+
+/// The engine behind one `Keybrake`. Its ledger is opened on first use.
+#[napi]
+pub struct Engine {
+    core: Arc<Core>,
+    worker: Worker,
+    runtime: Arc<Mutex<Option<Runtime>>>,
+}
+
+/// Where work runs, and how it learns that the engine closes.
+#[derive(Clone)]
+pub(crate) struct Worker {
+    handle: Handle,
+    closing: watch::Sender<bool>,
+}
+
+#[napi]
+impl Engine {
+    /// Takes the settings as JSON.
+    #[napi(constructor)]
+    pub fn new(settings: String) -> napi::Result<Self> {
+        guarded(|| {
+            let settings = Settings::parse(&settings)?;
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .thread_name("keybrake")
+                .enable_all()
+                .build()
+                .map_err(|e| Error::config("no thread could be started for Keybrake").because(e))?;
+            Ok(Self {
+                core: Arc::new(Core::new(Arc::new(settings))),
+                worker: Worker {
+                    handle: runtime.handle().clone(),
+                    closing: watch::Sender::new(false),
+                },
+                runtime: Arc::new(Mutex::new(Some(runtime))),
+            })
+        })
+    }
+
+    /// Opens the ledger now, so that a mistake in the settings shows now.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn open<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
+        let core = Arc::clone(&self.core);
+        let work = async move { core.keybrake().await.map(|_| ()) };
+        self.worker.start(env, None, work, |()| ())
+    }
+
+    /// One question or order to the ledger: JSON in, JSON out.
+    #[napi(ts_return_type = "Promise<string>")]
+    pub fn ask<'env>(&self, env: &'env Env, what: String, arguments: String) -> napi::Result<Object<'env>> {
+        let core = Arc::clone(&self.core);
+        let work = async move { ask::answer(&core, &what, &arguments).await };
+        self.worker.start(env, None, work, |text| text)
+    }
+
+    /// One governed call whose reply is read whole. `headers` alternates names and values.
+    #[napi(ts_return_type = "Promise<Answer>")]
+    pub fn send<'env>(
+        &self,
+        env: &'env Env,
+        method: String,
+        url: String,
+        headers: Vec<String>,
+        body: Uint8Array,
+        context: String,
+        wait_ms: u32,
+        cancel: Option<&Cancel>,
+    ) -> napi::Result<Object<'env>> {
+        let outgoing = outgoing((&method, url, headers, &body), &context, wait_ms)?;
+        let work = call::send(Arc::clone(&self.core), outgoing);
+        self.worker
+            .start(env, cancel, work, |ended| Answer::new(ended, None))
+    }
+
+    /// As `send`, but a document is left to be read as it arrives.
+    #[napi(ts_return_type = "Promise<Answer>")]
+    pub fn open_stream<'env>(
+        &self,
+        env: &'env Env,
+        method: String,
+        url: String,
+        headers: Vec<String>,
+        body: Uint8Array,
+        context: String,
+        wait_ms: u32,
+        cancel: Option<&Cancel>,
+    ) -> napi::Result<Object<'env>> {
+        let outgoing = outgoing((&method, url, headers, &body), &context, wait_ms)?;
+        let work = call::open(Arc::clone(&self.core), outgoing);
+        let reading = self.worker.clone();
+        self.worker.start(env, cancel, work, |ended| {
+            Answer::new(ended, Some(Reading(reading)))
+        })
+    }
+
+    /// Ends the engine: calls under way are given up (their holds stay), what is lazy is written down.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn close<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
+        let (deferred, promise) = env.create_deferred::<(), _>()?;
+        let (core, closing, taken) = (Arc::clone(&self.core), self.worker.closing.clone(), self.take());
+        // A thread of its own: the runtime cannot end itself.
+        let ended = std::thread::Builder::new()
+            .name("keybrake-close".to_owned())
+            .spawn(move || match close(taken, &core, &closing) {
+                Ok(()) => deferred.resolve(|_| Ok(())),
+                Err(error) => deferred.reject(to_node(&error)),
+            });
+        match ended {
+            Ok(_) => Ok(promise),
+            Err(e) => Err(to_node(
+                &Error::config("no thread could be started to close Keybrake").because(e),
+            )),
+        }
+    }
+
+    /// The same while the process exits, when nothing can be awaited any more. Blocks for at most twelve seconds.
+    #[napi]
+    pub fn close_now(&self) -> napi::Result<()> {
+        guarded(|| close(self.take(), &self.core, &self.worker.closing))
+    }
+
+    fn take(&self) -> Option<Runtime> {
+        self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+fn close(runtime: Option<Runtime>, core: &Core, closing: &watch::Sender<bool>) -> Result<()> {
+    let Some(runtime) = runtime else { return Ok(()) };
+    closing.send_replace(true);
+    let flushed = runtime.block_on(core.ended(closing));
+    runtime.shutdown_timeout(CLOSING);
+    flushed
+}
+
+fn outgoing(
+    (method, url, headers, body): (&str, String, Vec<String>, &[u8]),
+    context: &str,
+    wait_ms: u32,
+) -> napi::Result<Outgoing> {
+    guarded(|| {
+        let mut texts = headers.into_iter();
+        let mut pairs = Vec::with_capacity(texts.len() / 2);
+        while let (Some(name), Some(value)) = (texts.next(), texts.next()) {
+            pairs.push((name, value));
+        }
+        let parts = (method, url, pairs, Bytes::copy_from_slice(body));
+        Outgoing::new(parts, context, Duration::from_millis(u64::from(wait_ms)))
+    })
+}
+
+impl Worker {
+    /// Starts work whose end settles a promise on the thread that asked. Ended early by `cancel` or by closing: then
+    /// the request is aborted, and what it may have done stays held as unknown.
+    pub(crate) fn start<'env, T, J>(
+        &self,
+        env: &'env Env,
+        cancel: Option<&Cancel>,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+        convert: impl FnOnce(T) -> J + Send + 'static,
+    ) -> napi::Result<Object<'env>>
+    where
+        T: Send + 'static,
+        J: ToNapiValue + 'static,
+    {
+        let (deferred, promise) = env.create_deferred()?;
+        let work = until_closed(self.closing.subscribe(), work);
+        let cancelled = cancel.map(Cancel::heard);
+        self.handle.spawn(async move {
+            let ended = tokio::select! {
+                biased;
+                () = until(cancelled) => Err(given_up()),
+                ended = work => ended,
+            };
+            match ended {
+                Ok(value) => deferred.resolve(move |_| Ok(convert(value))),
+                Err(error) => deferred.reject(to_node(&error)),
+            }
+        });
+        Ok(promise)
+    }
+}
+
+fn given_up() -> Error {
+    Error::config("the caller gave this call up")
+}
+
+/// Ends when it is cancelled, else never.
+async fn until(cancelled: Option<watch::Receiver<bool>>) {
+    if let Some(mut cancelled) = cancelled
+        && cancelled.wait_for(|cancelled| *cancelled).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending::<()>().await;
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.worker.closing.send_replace(true);
+        if let Some(runtime) = self.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// A way to give a call up: what an `AbortSignal` becomes.
+#[napi]
+pub struct Cancel {
+    cancelled: watch::Sender<bool>,
+}
+
+#[napi]
+impl Cancel {
+    /// Not cancelled.
+    #[napi(constructor)]
+    pub fn new() -> Self {
+        Self {
+            cancelled: watch::Sender::new(false),
+        }
+    }
+
+    /// Gives up every call that was started with it.
+    #[napi]
+    pub fn cancel(&self) {
+        self.cancelled.send_replace(true);
+    }
+
+    fn heard(&self) -> watch::Receiver<bool> {
+        self.cancelled.subscribe()
+    }
+}

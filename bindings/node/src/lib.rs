@@ -1,0 +1,16 @@
+//! The native half of the npm package: conversions only. What users touch is `node/src`.
+
+#![allow(
+    unreachable_pub,
+    missing_debug_implementations,
+    clippy::needless_pass_by_value,
+    clippy::too_many_arguments,
+    reason = "`napi` exports what is `pub`, hands values over owned, and one HTTP request has many parts"
+)]
+
+mod call;
+mod engine;
+mod errors;
+mod helpers;
+mod simulator;
+mod stream;

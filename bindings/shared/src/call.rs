@@ -1,0 +1,204 @@
+//! One governed call: what a host hands over, and what it gets back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use keybrake::brake::{CallContext, CallRecord, KeyOrigin};
+use keybrake::client;
+use keybrake::request::Call;
+use keybrake::vendors::Reply;
+use keybrake::{Error, Result};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::body::Body;
+use crate::core::Core;
+
+/// A call as the vendor's SDK made it.
+pub struct Outgoing {
+    call: Call,
+    context: CallContext,
+    wait: Duration,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Attribution {
+    run: Option<String>,
+    step: Option<String>,
+    item: Option<String>,
+    key_origin: String,
+    context: Map<String, Value>,
+}
+
+impl std::fmt::Debug for Outgoing {
+    /// Shows no header and no body: they hold the vault key and what is paid.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outgoing").finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Answer {
+    /// Shows no header and no body.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Answer")
+            .field("kind", &self.kind)
+            .field("status", &self.status)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Outgoing {
+    /// `context` is a JSON object of `run`, `step`, `item`, `key_origin` (`generated`, `caller` or `unknown`) and
+    /// `context` (an object for the audit). The call may wait up to `wait` for room in its budgets.
+    ///
+    /// # Errors
+    /// When the context is no such object.
+    pub fn new(
+        (method, url, headers, body): (&str, String, Vec<(String, String)>, Bytes),
+        context: &str,
+        wait: Duration,
+    ) -> Result<Self> {
+        let given: Attribution = serde_json::from_str(context)
+            .map_err(|e| Error::config("the run's context must be plain JSON values").because(e))?;
+        let key_origin = match given.key_origin.as_str() {
+            "generated" => KeyOrigin::Generated,
+            "caller" => KeyOrigin::Caller,
+            _ => KeyOrigin::Unknown,
+        };
+        Ok(Self {
+            call: Call {
+                method: method.to_ascii_uppercase(),
+                url,
+                headers,
+                body,
+            },
+            context: CallContext {
+                run: given.run,
+                step: given.step,
+                item: given.item,
+                key_origin,
+                context: given.context,
+            },
+            wait,
+        })
+    }
+}
+
+/// How a governed call ended.
+pub struct Answer {
+    /// `reply`, `denied`, `lost` or `stream`.
+    pub kind: &'static str,
+    /// HTTP status; 0 when there was no reply.
+    pub status: u16,
+    /// Headers of the reply, in the vendor's case and order.
+    pub headers: Vec<(String, String)>,
+    /// Body of the reply; empty for a stream.
+    pub body: Bytes,
+    /// What Keybrake noted of the call, as JSON.
+    pub record: String,
+    /// The refusal as JSON, when it was denied.
+    pub denial: Option<String>,
+    /// Why there is no reply, when it was lost.
+    pub reason: Option<String>,
+    /// Whether a lost call surely never left.
+    pub never_sent: bool,
+    /// The body of a stream.
+    pub stream: Option<Arc<Body>>,
+}
+
+/// Makes the call and reads its reply whole.
+///
+/// # Errors
+/// When the ledger cannot be opened or asked, or something is misconfigured; then nothing was sent.
+pub async fn send(core: Arc<Core>, outgoing: Outgoing) -> Result<Answer> {
+    let shell = core.keybrake().await?.shell();
+    ended(shell.send(outgoing.call, outgoing.context, outgoing.wait).await?)
+}
+
+/// Makes the call; the body of a document is left to be read.
+///
+/// # Errors
+/// As [`send`].
+pub async fn open(core: Arc<Core>, outgoing: Outgoing) -> Result<Answer> {
+    let shell = core.keybrake().await?.shell();
+    match shell.open(outgoing.call, outgoing.context, outgoing.wait).await? {
+        client::Opened::Ended(answer) => ended(*answer),
+        client::Opened::Stream(stream) => {
+            let head = Reply {
+                status: stream.status(),
+                headers: stream.headers().to_vec(),
+                body: Bytes::new(),
+            };
+            let mut answer = Answer::new("stream", Some(head), stream.record());
+            answer.stream = Some(Arc::new(Body::new(*stream)));
+            Ok(answer)
+        }
+    }
+}
+
+fn ended(answer: client::Answer) -> Result<Answer> {
+    Ok(match answer {
+        client::Answer::Reply { reply, record } => Answer::new("reply", Some(reply), &record),
+        client::Answer::Denied {
+            denial,
+            reply,
+            record,
+        } => {
+            let denial = serde_json::to_string(&denial)
+                .map_err(|e| Error::config("a denial without a text").because(e))?;
+            Answer {
+                denial: Some(denial),
+                ..Answer::new("denied", Some(reply), &record)
+            }
+        }
+        client::Answer::Lost {
+            reason,
+            never_sent,
+            record,
+            ..
+        } => Answer {
+            reason: Some(reason),
+            never_sent,
+            ..Answer::new("lost", None, &record)
+        },
+    })
+}
+
+impl Answer {
+    fn new(kind: &'static str, reply: Option<Reply>, record: &CallRecord) -> Self {
+        let reply = reply.unwrap_or(Reply {
+            status: 0,
+            headers: Vec::new(),
+            body: Bytes::new(),
+        });
+        Self {
+            kind,
+            status: reply.status,
+            headers: reply.headers,
+            body: reply.body,
+            record: record_json(record),
+            denial: None,
+            reason: None,
+            never_sent: false,
+            stream: None,
+        }
+    }
+}
+
+pub(crate) fn record_json(record: &CallRecord) -> String {
+    json!({
+        "call_id": record.call_id,
+        "verdict": record.verdict,
+        "vendor": record.vendor,
+        "operation": record.operation,
+        "run": record.run,
+        "cost_micros": record.cost.micros(),
+        "held_micros": record.held.micros(),
+        "state": record.state,
+        "replayed": record.replayed,
+        "tightest": record.tightest,
+    })
+    .to_string()
+}
