@@ -10,6 +10,8 @@ export PYO3_PYTHON := $(CURDIR)/.venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.cache/tools/bin:$(PATH)
 export CARGO_TERM_COLOR ?= auto
 STEP := scripts/step
+# Thousands of runs pay for a longer build of our own crates; the others are optimised anyway.
+SIM_OPTIMISED := --config profile.dev.package.keybrake.opt-level=2 --config profile.dev.package.keybrake-testkit.opt-level=2
 
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,7 +60,7 @@ fuzz: ## Coverage-guided fuzzing (nightly Rust and cargo-fuzz); TARGET=name SECO
 	@scripts/fuzz
 
 sim: ## Simulate a fleet with faults: SEEDS=10000, or SEED=n TRACE=1 for one run (docs/simulation.md)
-	@cargo build --quiet --locked -p keybrake-testkit --features sim --bin simulate
+	@cargo build --quiet --locked -p keybrake-testkit --features sim --bin simulate $(SIM_OPTIMISED)
 	@SEED="$(SEED)" SEEDS="$(SEEDS)" FIRST="$(FIRST)" TRACE="$(TRACE)" MUTANT="$(MUTANT)" target/debug/simulate
 
 clean: ## Remove what was built

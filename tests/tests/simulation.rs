@@ -19,11 +19,11 @@ fn all_clean(seeds: std::ops::Range<u64>) {
         if let Some(violation) = outcome.violation {
             panic!("make sim SEED={number}: {violation}");
         }
-        charges += outcome.counts.get("charges").copied().unwrap_or(0);
+        charges += outcome.counts.get("movements").copied().unwrap_or(0);
         killed += outcome.counts.get("killed").copied().unwrap_or(0);
     }
     // A simulation in which nothing happens proves nothing.
-    assert!(charges > 100, "only {charges} charges");
+    assert!(charges > 100, "only {charges} movements of money");
     assert!(killed > 10, "only {killed} processes were killed");
 }
 
@@ -104,4 +104,5 @@ mutants! {
     caught_no_event: NoEvent,
     caught_stale_stops: StaleStops,
     caught_reassert_as_reserve: ReassertAsReserve,
+    caught_late_reserve: LateReserve,
 }

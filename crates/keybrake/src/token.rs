@@ -41,13 +41,19 @@ impl Token {
     /// # Errors
     /// `Internal` when the machine has no randomness.
     pub fn generate(ledger_tag: &str) -> Result<Self> {
+        Ok(Self::of(ledger_tag, &random_base62(RANDOM)?))
+    }
+
+    /// The key with these 28 random characters: for the simulation.
+    #[doc(hidden)]
+    pub fn of(ledger_tag: &str, random: &str) -> Self {
         let mut text = Zeroizing::new(String::with_capacity(PREFIX.len().saturating_add(48)));
         text.push_str(PREFIX);
         text.push_str(ledger_tag);
-        text.push_str(&random_base62(RANDOM)?);
+        text.push_str(random);
         let check = check_of(&text);
         text.push_str(&check);
-        Ok(Self(text))
+        Self(text)
     }
 
     /// Checks a text's form; whether the key exists is the ledger's to say.

@@ -34,8 +34,6 @@ use keybrake::ledger::{Ledger, MemoryLedger};
 
 pub use model::agrees_with_the_model;
 pub use redis::Redis;
-#[cfg(feature = "sim")]
-pub(crate) use world::window;
 pub use world::{Call, Key, World, dollars};
 
 /// How a backend makes ledgers for the suite.

@@ -11,7 +11,7 @@ use keybrake::ledger::redis::RedisLedger;
 use keybrake::ledger::redis::server::{Connection, Server};
 use redis::{Cmd, RedisResult, Value};
 
-use super::world::{Node, value, words};
+use super::server::{Node, value, words};
 
 /// A server with its data, and the clock of everybody who uses it.
 #[derive(Clone)]

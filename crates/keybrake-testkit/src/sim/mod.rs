@@ -1,17 +1,19 @@
-//! A deterministic simulation of a fleet: processes that are killed, frozen and cut off, on the real Redis ledger and its
-//! real functions, with a vendor whose journal is the truth. Everything left to chance comes from one seed.
+//! A deterministic simulation of a fleet: processes that are killed, frozen and cut off, with the real engine and Stripe
+//! module, on the real Redis ledger and its real functions, against the simulator of Stripe's API, whose journal is the
+//! truth. Everything left to chance comes from one seed.
 //!
 //! | file | what it is |
 //! | --- | --- |
-//! | `run` | one run: who is there, what goes wrong, how it ends |
-//! | `world` | the server, the network, the vendor's side of it |
-//! | `store`, `lua` | a Redis server's data, and its functions |
-//! | `process`, `client` | a process, and a governed call in it |
-//! | `vendor` | idempotency keys, declines, late and broken answers, the journal |
+//! | `plan`, `intents` | what a seed makes of a run: who is there, what they want to spend, the ledger and its keys |
+//! | `run` | one run: what goes wrong, and how it ends |
+//! | `world` | time, the books, the trace |
+//! | `server`, `store`, `lua` | the Redis server and the network to it, its data, its functions |
+//! | `process`, `client` | a process, and governed calls in it |
+//! | `vendor` | the way to Stripe's simulator: refusals, late and broken answers |
 //! | `alone` | one server that nothing goes wrong with, in a time that a test sets |
 //! | `books` | what must be true after every step |
 //! | `owed` | what live processes must have said again before they go on |
-//! | `mutants` | broken ledgers that must be caught |
+//! | `mutants`, `broken` | broken ledgers that must be caught |
 #![expect(
     clippy::arithmetic_side_effects,
     clippy::cast_possible_wrap,
@@ -23,16 +25,22 @@
 
 mod alone;
 mod books;
+mod broken;
 mod client;
+mod intents;
 mod lua;
 mod mutants;
 mod owed;
+mod plan;
 mod process;
 mod rng;
 mod run;
+mod server;
 pub mod store;
 mod vendor;
 mod world;
+
+const MASTER: &[u8] = b"a master key of the simulation!!";
 
 pub use alone::{Alone, Asked};
 pub use mutants::Mutant;

@@ -28,11 +28,13 @@ pub enum Mutant {
     StaleStops,
     /// What was lost is said again as a plain reserve, which changes nothing of a call that is there already.
     ReassertAsReserve,
+    /// Nothing is written down of a call that was given up before the ledger saw it, so that its late reservation is made.
+    LateReserve,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::ReleaseOnTimeout,
         Self::TwoStepCheck,
         Self::SettleTwice,
@@ -45,6 +47,7 @@ impl Mutant {
         Self::NoEvent,
         Self::StaleStops,
         Self::ReassertAsReserve,
+        Self::LateReserve,
     ];
 
     /// The library as a server with this mistake has it.

@@ -11,14 +11,13 @@ use keybrake::clock::Clock;
 use tokio::time::{Instant, Sleep};
 
 use super::rng::Rng;
+use super::world::TrueTime;
 
 /// One process of the fleet. Another one takes its place when it is killed.
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) number: u64,
-    begun: Instant,
-    /// Unix time of the run's first moment.
-    base_ms: i64,
+    time: TrueTime,
     /// How far this machine's wall clock is off. Its boot clock never jumps.
     pub(super) wall_off_ms: AtomicI64,
     boot_at_begin_ms: i64,
@@ -36,17 +35,10 @@ struct Fate {
 }
 
 impl Process {
-    pub(super) fn new(
-        number: u64,
-        begun: Instant,
-        base_ms: i64,
-        rng: &Arc<Rng>,
-        mean_awaits: Option<u64>,
-    ) -> Arc<Self> {
+    pub(super) fn new(number: u64, time: TrueTime, rng: &Arc<Rng>, mean_awaits: Option<u64>) -> Arc<Self> {
         Arc::new(Self {
             number,
-            begun,
-            base_ms,
+            time,
             wall_off_ms: AtomicI64::new(0),
             boot_at_begin_ms: i64::try_from(rng.below(10_000_000)).unwrap(),
             fate: Mutex::new(Fate {
@@ -61,6 +53,35 @@ impl Process {
 
     pub(super) fn dead(&self) -> bool {
         self.fate.lock().unwrap().dead
+    }
+
+    /// Waits for as long as the process is frozen; for good when it is dead. What a process leaves behind in the runtime
+    /// when it is killed has to stop at its next message.
+    pub(super) async fn runs(&self) {
+        loop {
+            let until = {
+                let fate = self.fate.lock().unwrap();
+                if fate.dead {
+                    None
+                } else {
+                    match fate.frozen_until.filter(|until| Instant::now() < *until) {
+                        None => return,
+                        until => until,
+                    }
+                }
+            };
+            match until {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Stops the process for a while where it is.
+    pub(super) fn freeze(&self, ms: u64) {
+        let until = Instant::now() + Duration::from_millis(ms);
+        let mut fate = self.fate.lock().unwrap();
+        fate.frozen_until = fate.frozen_until.max(Some(until));
     }
 
     pub(super) fn kill(&self) {
@@ -79,11 +100,11 @@ impl Process {
 
 impl Clock for Process {
     fn now_ms(&self) -> i64 {
-        self.base_ms + passed_ms(self.begun) + self.wall_off_ms.load(Ordering::SeqCst)
+        self.time.now_ms() + self.wall_off_ms.load(Ordering::SeqCst)
     }
 
     fn boot_ms(&self) -> i64 {
-        self.boot_at_begin_ms + passed_ms(self.begun)
+        self.boot_at_begin_ms + self.time.boot_ms()
     }
 }
 

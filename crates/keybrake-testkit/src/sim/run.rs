@@ -1,31 +1,24 @@
 //! One run: who is there, what goes wrong, and how it ends.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use keybrake::clock::Clock as _;
 use keybrake::error::ErrorKind;
-use keybrake::ledger::redis::RedisLedger;
-use keybrake::ledger::{
-    AdminNote, BudgetDef, BudgetRef, IssueKey, KeyRecord, Ledger as _, Scope, StopScope, TokenHash, Unit,
-    WindowKind,
-};
+use keybrake::ledger::StopScope;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::books::Cap;
-use super::client::{Client, Intent, Key};
+use super::client::Client;
+use super::intents::Intent;
 use super::mutants::Mutant;
-use super::process::{Process, passed_ms};
+use super::plan::{Plan, note, set_up};
+use super::process::Process;
 use super::rng::Rng;
 use super::vendor::Habits;
-use super::world::{Endpoint, TIMEOUT, Weather, World};
-
-const MASTER: &[u8] = b"a master key of the simulation!!";
-const DAY_MS: i64 = 86_400_000;
-/// 2026-03-10 00:00:00 UTC.
-const MIDNIGHT_MS: i64 = 1_773_100_800_000;
+use super::world::{Weather, World};
 
 /// What to run.
 #[derive(Clone, Copy, Debug)]
@@ -66,111 +59,18 @@ pub fn run(options: &Options) -> Outcome {
         Outcome {
             violation: world.violation(),
             trace: world.trace(),
-            counts: world.counts.lock().unwrap().by_name.clone(),
-            simulated_ms: passed_ms(world.begun),
+            counts: world.counts(),
+            simulated_ms: world.time.boot_ms(),
         }
     })
 }
 
-/// What a seed makes of the run, before it begins.
-#[derive(Debug)]
-struct Plan {
-    rng: Arc<Rng>,
-    weather: Weather,
-    habits: Habits,
-    processes: u64,
-    tasks: u64,
-    tries: u64,
-    mean_awaits: Option<u64>,
-    intents: Vec<Intent>,
-    restarts: u64,
-    failovers: u64,
-    server_jumps: u64,
-    stops: u64,
-    base_ms: i64,
-}
-
-impl Plan {
-    fn draw(rng: Arc<Rng>) -> Self {
-        let calm = rng.chance(150);
-        let now_and_then = |most: u64| {
-            if calm || rng.chance(400) {
-                0
-            } else {
-                rng.below(most + 1)
-            }
-        };
-        let count = rng.between(6, 24);
-        let contents = rng.between(2, count);
-        let amounts: Vec<i64> = (0..contents)
-            .map(|_| i64::try_from(rng.between(1, 40)).unwrap() * 500_000)
-            .collect();
-        let intents = (0..count).map(|number| {
-            let content = rng.below(contents);
-            Intent {
-                number,
-                key: usize::try_from(content % 2).unwrap(),
-                micros: amounts[usize::try_from(content).unwrap()],
-                content,
-            }
-        });
-        Self {
-            intents: intents.collect(),
-            weather: Weather {
-                lost: now_and_then(150),
-                twice: now_and_then(150),
-                late: now_and_then(300),
-                late_ms: *rng.pick(&[200, 600, 2_000, 20_000]),
-                usual_ms: rng.between(1, 60),
-            },
-            habits: Habits {
-                slow: now_and_then(300),
-                refuses: now_and_then(250),
-                declines: now_and_then(200),
-                breaks: now_and_then(200),
-                accepts: now_and_then(200),
-            },
-            processes: rng.between(1, 4),
-            tasks: rng.between(1, 3),
-            tries: rng.between(1, 4),
-            mean_awaits: (!calm && rng.chance(700)).then(|| rng.between(15, 300)),
-            restarts: now_and_then(3),
-            failovers: now_and_then(2),
-            server_jumps: now_and_then(2),
-            stops: now_and_then(2),
-            base_ms: MIDNIGHT_MS
-                + match rng.below(3) {
-                    0 => DAY_MS - 300_000,
-                    _ => DAY_MS / 2,
-                },
-            rng,
-        }
-    }
-
-    fn world(&self, options: &Options) -> Arc<World> {
-        World::new(
-            Arc::clone(&self.rng),
-            self.base_ms,
-            self.weather,
-            self.habits,
-            (options.mutant, options.trace),
-        )
-    }
-}
-
-/// By whom the simulation's administrative acts are done.
-fn note(reason: &str) -> AdminNote {
-    AdminNote {
-        by: "operator".to_owned(),
-        reason: reason.to_owned(),
-    }
-}
-
 async fn fleet(world: &Arc<World>, plan: &Plan) {
-    let Some(operator) = set_up(world, plan).await else {
-        return;
+    let operator = match set_up(world, plan).await {
+        Ok(operator) => operator,
+        Err(wrong) => return world.check(Err(wrong)),
     };
-    let todo = Arc::new(Mutex::new(todo(plan)));
+    let todo = Arc::new(Mutex::new(plan.todo()));
     let mut all = JoinSet::new();
     for _ in 0..plan.processes {
         all.spawn(keep_running(
@@ -200,136 +100,6 @@ async fn fleet(world: &Arc<World>, plan: &Plan) {
     }
 }
 
-fn todo(plan: &Plan) -> Vec<Intent> {
-    let mut todo = Vec::new();
-    for intent in &plan.intents {
-        for _ in 0..plan.rng.between(1, plan.tries) {
-            todo.push(intent.clone());
-        }
-    }
-    todo
-}
-
-fn budget(scope: &str, unit: Unit, window: WindowKind, cap: i64) -> BudgetDef {
-    BudgetDef {
-        vendor: Some("stripe".to_owned()),
-        scope: Scope::Lineage(scope.to_owned()),
-        unit,
-        window,
-        timezone: "UTC".to_owned(),
-        cap,
-    }
-}
-
-/// Makes the ledger, its budgets and keys, over a network without faults.
-async fn set_up(world: &Arc<World>, plan: &Plan) -> Option<Client> {
-    let total: i64 = plan.intents.iter().map(|intent| intent.micros).sum();
-    let rng = &plan.rng;
-    let share =
-        |percent_from: u64, upto: u64| total / 100 * i64::try_from(rng.between(percent_from, upto)).unwrap();
-    let shared = budget(
-        "team",
-        Unit::Usd,
-        WindowKind::Lifetime,
-        share(30, 120).max(1_000_000),
-    );
-    let budgets = [
-        vec![
-            shared.clone(),
-            budget("a", Unit::Usd, WindowKind::Day, share(20, 80).max(1_000_000)),
-            budget(
-                "a",
-                Unit::Calls,
-                WindowKind::Day,
-                i64::try_from(rng.between(3, 30)).unwrap(),
-            ),
-        ],
-        vec![
-            shared.clone(),
-            budget(
-                "b",
-                Unit::Usd,
-                WindowKind::Rolling24h,
-                share(20, 80).max(1_000_000),
-            ),
-        ],
-    ];
-    {
-        let mut books = world.books.lock().unwrap();
-        books.total_cap = shared.cap;
-        let caps = budgets.iter().flatten().map(|def| Cap {
-            family: format!("{}|live", def.id().0),
-            most: def.cap,
-            money: def.unit == Unit::Usd,
-            rolling: def.window == WindowKind::Rolling24h,
-        });
-        books.caps = caps.collect();
-    }
-    let process = Process::new(world.number(), world.begun, world.base_ms, rng, None);
-    let endpoint = Endpoint {
-        world: Arc::clone(world),
-        process: Arc::clone(&process),
-        reliable: true,
-    };
-    let opened = RedisLedger::over(Arc::new(endpoint), TIMEOUT, process.clone(), Some(MASTER)).await;
-    let ledger = match opened {
-        Ok(ledger) => Arc::new(ledger),
-        Err(error) => {
-            world.check(Err(format!("the ledger cannot be made: {error}")));
-            return None;
-        }
-    };
-    let mut keys = Vec::new();
-    for (index, (lineage, budgets)) in ["a", "b"].into_iter().zip(budgets).enumerate() {
-        match ledger.issue_key(issue(index, lineage, &budgets)).await {
-            Ok(key) => keys.push(Key {
-                id: key.id,
-                lineage,
-                version: AtomicI64::new(i64::try_from(key.version).unwrap()),
-                budgets,
-            }),
-            Err(error) => world.check(Err(format!("no key can be issued: {error}"))),
-        }
-    }
-    Some(Client {
-        world: Arc::clone(world),
-        process,
-        ledger,
-        keys: Arc::new(keys),
-    })
-}
-
-fn issue(index: usize, lineage: &str, budgets: &[BudgetDef]) -> IssueKey {
-    let budgets = budgets.iter().map(|def| BudgetRef {
-        def: def.clone(),
-        limit: None,
-        enforce: true,
-    });
-    IssueKey {
-        key: KeyRecord {
-            id: format!("vk_{index}"),
-            token_hash: TokenHash(format!("{index:064x}")),
-            policy_json: r#"{"vendor":"stripe"}"#.to_owned(),
-            ancestor_policies_json: Vec::new(),
-            version: 0,
-            lineage: lineage.to_owned(),
-            agent: Some(lineage.to_owned()),
-            label: None,
-            run: Some("run_1".to_owned()),
-            groups: Vec::new(),
-            ancestors: Vec::new(),
-            budgets: budgets.collect(),
-            issued_at_ms: 0,
-            expires_at_ms: 0,
-            revoked_at_ms: None,
-            metadata: serde_json::Map::new(),
-        },
-        expires_in_ms: Some(30 * DAY_MS),
-        attribution_only: Vec::new(),
-        admin: note("simulation"),
-    }
-}
-
 /// A process, and another one whenever it was killed, until nothing is left to do.
 async fn keep_running(
     operator: Client,
@@ -338,13 +108,7 @@ async fn keep_running(
 ) {
     let world = &operator.world;
     while !world.is_over() && !todo.lock().unwrap().is_empty() {
-        let process = Process::new(
-            world.number(),
-            world.begun,
-            world.base_ms,
-            &world.rng,
-            mean_awaits,
-        );
+        let process = Process::new(world.number(), world.time, &world.rng, mean_awaits);
         if world.rng.chance(400) {
             let off_ms = i64::try_from(world.rng.below(240_000)).unwrap() - 120_000;
             process.wall_off_ms.store(off_ms, Ordering::SeqCst);
@@ -362,19 +126,12 @@ async fn keep_running(
 
 async fn live(operator: Client, process: Arc<Process>, todo: Arc<Mutex<Vec<Intent>>>, tasks: u64) {
     let world = &operator.world;
-    let endpoint = Arc::new(Endpoint {
-        world: Arc::clone(world),
-        process: Arc::clone(&process),
-        reliable: false,
-    });
-    let Ok(ledger) = RedisLedger::over(endpoint, TIMEOUT, process.clone(), Some(MASTER)).await else {
-        return;
-    };
-    let client = Client {
-        world: Arc::clone(world),
-        process: Arc::clone(&process),
-        ledger: Arc::new(ledger),
-        keys: Arc::clone(&operator.keys),
+    let client = loop {
+        match Client::start(world, &process, Some(&operator)).await {
+            Ok(client) => break client,
+            Err(error) => world.tell(|| format!("p{} does not start: {error}", process.number)),
+        }
+        sleep(Duration::from_millis(world.rng.between(100, 5_000))).await;
     };
     let mut running = JoinSet::new();
     for _ in 0..tasks {
@@ -477,8 +234,13 @@ async fn stops(operator: Client, count: u64) {
     let world = &operator.world;
     for _ in 0..count {
         sleep(Duration::from_millis(world.rng.between(1, 120_000))).await;
+        if world.rng.chance(700) {
+            // It overtakes a step that is on its way.
+            drop(timeout(Duration::from_mins(1), world.stepped.notified()).await);
+        }
         if operator
-            .ledger
+            .keybrake
+            .ledger()
             .stop(StopScope::All, note("simulation"))
             .await
             .is_err()
@@ -492,7 +254,8 @@ async fn stops(operator: Client, count: u64) {
         loop {
             world.books.lock().unwrap().stopped = false;
             if operator
-                .ledger
+                .keybrake
+                .ledger()
                 .resume(&StopScope::All, note("simulation"))
                 .await
                 .is_ok()
@@ -517,11 +280,11 @@ async fn tend(operator: Client) {
 /// Opens a ledger that nobody else opened, and accepts a clock that jumped.
 async fn look_after(operator: &Client) -> bool {
     let world = &operator.world;
-    match operator.ledger.sweep(100).await {
+    match operator.keybrake.ledger().sweep(100).await {
         Ok(_) => true,
         Err(error) if error.kind() == ErrorKind::LedgerRecovering => {
             world.count("opened by hand");
-            let opened = operator.ledger.open_by_hand(note("simulation")).await;
+            let opened = operator.keybrake.ledger().open_by_hand(note("simulation")).await;
             world.tell(|| format!("opened by hand: {opened:?}"));
             false
         }
@@ -529,7 +292,7 @@ async fn look_after(operator: &Client) -> bool {
             world.tell(|| format!("the operator meets: {error}"));
             if error.to_string().contains("jumped") {
                 world.count("clock accepted");
-                let accepted = operator.ledger.accept_clock(note("simulation")).await;
+                let accepted = operator.keybrake.ledger().accept_clock(note("simulation")).await;
                 world.tell(|| format!("the clock is accepted: {accepted:?}"));
             }
             false
@@ -541,10 +304,12 @@ async fn look_after(operator: &Client) -> bool {
 async fn finish(operator: &Client) {
     let world = &operator.world;
     *world.weather.lock().unwrap() = Weather::FINE;
+    world.vendor.lock().unwrap().habits = Habits::default();
     world.start_again(None);
     world.server_off_ms.store(0, Ordering::SeqCst);
     world.books.lock().unwrap().stopped = false;
     sleep(Duration::from_secs(400)).await;
+    world.cancel_open_intents();
     let begun = Instant::now();
     let mut open = None;
     while begun.elapsed() < Duration::from_hours(8) && world.violation().is_none() {
@@ -561,11 +326,11 @@ async fn finish(operator: &Client) {
             Err(error) => world.tell(|| format!("reconciliation meets: {error}")),
         }
     }
-    if open != Some(0) {
+    if open != Some(0) && world.violation().is_none() {
         world.check(Err(format!("after eight hours {open:?} calls are still open")));
     }
     world.close_books();
-    match operator.ledger.verify().await {
+    match operator.keybrake.ledger().verify().await {
         Ok(report) if report.chain_ok && report.differences.is_empty() => {}
         other => world.check(Err(format!("the ledger cannot be verified: {other:?}"))),
     }

@@ -358,8 +358,23 @@ pub(super) fn execute(
         row.executed = true;
     }
     let done = run(world, received, admitted, now_ms);
+    let done = if spoil {
+        Ok(error_reply(&ApiError::internal()))
+    } else {
+        done
+    };
+    end(world, request, received, admitted, done)
+}
+
+/// Ends an admitted request: its reply, which is kept under its key or not.
+pub(super) fn end(
+    world: &mut World,
+    request: &Request,
+    received: &Received,
+    admitted: &Admitted,
+    done: Result<Reply, ApiError>,
+) -> Reply {
     let (reply, kept) = match done {
-        _ if spoil => (error_reply(&ApiError::internal()), true),
         Ok(reply) => (reply, true),
         Err(error) => {
             let is_v2 = matches!(admitted.endpoint, Endpoint::V2(_));

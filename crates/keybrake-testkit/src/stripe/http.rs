@@ -305,7 +305,7 @@ impl Reply {
             "HTTP/1.1 {} {}\r\nserver: keybrake-simulator\r\ndate: {}\r\n",
             self.status,
             reason(self.status),
-            date()
+            date(SystemClock.now_ms())
         );
         let fixed = self.headers.iter().map(|(name, value)| (*name, value.as_str()));
         let added = more.iter().map(|(name, value)| (name.as_str(), value.as_str()));
@@ -331,9 +331,9 @@ impl Reply {
     }
 }
 
-/// The machine's time as HTTP writes it.
-fn date() -> String {
-    let now = jiff::Timestamp::from_millisecond(SystemClock.now_ms()).unwrap_or_default();
+/// A time as HTTP writes it.
+pub(crate) fn date(at_ms: i64) -> String {
+    let now = jiff::Timestamp::from_millisecond(at_ms).unwrap_or_default();
     jiff::fmt::rfc2822::DateTimePrinter::new()
         .timestamp_to_rfc9110_string(&now)
         .unwrap_or_default()

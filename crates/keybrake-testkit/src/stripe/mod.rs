@@ -29,6 +29,8 @@ mod form;
 mod http;
 mod idempotency;
 mod ids;
+#[cfg(feature = "sim")]
+pub(crate) mod in_process;
 mod journal;
 mod list;
 mod number;
@@ -57,6 +59,9 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+
+#[cfg(feature = "sim")]
+pub(crate) use http::date;
 
 pub use faults::{Fault, FaultKind, FaultStatus, Match, Release, Waiting, When};
 pub use journal::{Movement, MovementKind, MovementOutcome, Sum, Totals, totals};

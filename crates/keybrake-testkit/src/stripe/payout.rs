@@ -19,7 +19,7 @@ pub(super) struct Payout {
     currency: String,
     method: String,
     destination: String,
-    status: &'static str,
+    pub(super) status: &'static str,
     balance_transaction: String,
     failure: bool,
     created: i64,

@@ -49,6 +49,13 @@ impl RefundStatus {
     }
 }
 
+impl Refund {
+    /// Whether a bank still has to say how it ends.
+    pub(super) fn is_pending(&self) -> bool {
+        self.status == RefundStatus::Pending
+    }
+}
+
 impl Record for Refund {
     const NOUN: &'static str = "refund";
 

@@ -2,6 +2,7 @@
 //! One lock holds it all, so that every request is one atomic step and the journal cannot disagree with the objects.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use keybrake::clock::{Clock, SystemClock};
 use serde_json::{Map, Value, json};
@@ -151,7 +152,8 @@ pub(super) struct World {
     pub(super) faults: Faults,
     pub(super) requests: Requests,
     pub(super) ids: Ids,
-    /// How far the simulator's clock is ahead of the machine's, in milliseconds.
+    pub(super) clock: Arc<dyn Clock>,
+    /// How far the simulator's time is ahead of the clock's, in milliseconds.
     pub(super) ahead_ms: i64,
     /// v2 event destinations by id.
     pub(super) destinations: BTreeMap<String, Value>,
@@ -171,6 +173,7 @@ impl World {
             faults: Faults::default(),
             requests: Requests::default(),
             ids: Ids::new(id_seed),
+            clock: Arc::new(SystemClock),
             ahead_ms: 0,
             destinations: BTreeMap::new(),
             pdf_bytes,
@@ -192,7 +195,7 @@ impl World {
 
     /// The simulator's time, Unix milliseconds.
     pub(super) fn now_ms(&self) -> i64 {
-        SystemClock.now_ms().saturating_add(self.ahead_ms)
+        self.clock.now_ms().saturating_add(self.ahead_ms)
     }
 
     /// One account's data, made when first named.

@@ -15,7 +15,7 @@ impl Brake {
     /// # Errors
     /// `LedgerUnavailable`, and those of [`Brake::authorize`].
     pub async fn check(&self, call: Call, context: CallContext) -> Result<Check> {
-        let mut job = Job::new(self.clock().as_ref(), call, context);
+        let mut job = Job::new(self.clock().as_ref(), self.chance(), call, context);
         let stage = self.judge(&mut job).await?;
         let verdict = match self.standing_refusal(&job).await? {
             Some(denial) => Err(denial),

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use uuid::Uuid;
-
+use super::chance::Chance;
 use super::keys::{CachedKey, KeyCache};
 use super::permit::Prepared;
 use super::price::Priced;
@@ -40,10 +39,11 @@ pub(super) struct Job {
     pub(super) priced: Option<Priced>,
     pub(super) would_deny: Option<Denial>,
 }
+
 impl Job {
-    pub(super) fn new(clock: &dyn Clock, call: Call, context: CallContext) -> Self {
+    pub(super) fn new(clock: &dyn Clock, chance: &dyn Chance, call: Call, context: CallContext) -> Self {
         Self {
-            call_id: Uuid::now_v7().to_string(),
+            call_id: chance.call_id(),
             call,
             run: context.run.clone(),
             context,

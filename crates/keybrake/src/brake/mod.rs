@@ -6,6 +6,7 @@
 
 mod allowed;
 mod asked;
+mod chance;
 mod charges;
 mod check;
 mod credentials;
@@ -25,6 +26,8 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+#[doc(hidden)]
+pub use chance::Chance;
 pub use credentials::Credentials;
 pub use permit::{CallRecord, Permit, Prepared, SendEnd, Settled};
 
@@ -168,6 +171,7 @@ pub struct Brake {
     lookups: Lookups,
     journal: Option<Arc<Journal>>,
     recorder: Arc<Recorder>,
+    chance: Arc<dyn Chance>,
 }
 
 impl Brake {
@@ -222,7 +226,20 @@ impl Brake {
             limits,
             lookups: Lookups::default(),
             journal,
+            chance: Arc::new(chance::Machine),
         })
+    }
+
+    /// The same, with names and nonces from elsewhere: for the simulation.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_chance(mut self, chance: Arc<dyn Chance>) -> Self {
+        self.chance = chance;
+        self
+    }
+
+    fn chance(&self) -> &dyn Chance {
+        self.chance.as_ref()
     }
 
     /// The ledger it decides by.
@@ -284,7 +301,7 @@ impl Brake {
     /// `Config` when the vendor's secret is missing or a live secret would go to an overridden base URL;
     /// `LedgerUnavailable` never: that is the denial `ledger_unavailable`.
     pub async fn authorize(&self, call: Call, context: CallContext) -> Result<Decision> {
-        let job = Job::new(self.clock.as_ref(), call, context);
+        let job = Job::new(self.clock.as_ref(), self.chance(), call, context);
         self.decide(job).await
     }
 

@@ -4,13 +4,13 @@ use bytes::Bytes;
 use chacha20poly1305::aead::{Aead, AeadInOut, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 
+use super::chance::NONCE;
 use crate::idempotency::Keys;
 use crate::ledger::Reservation;
 use crate::vendors::Reply;
 
 /// A longer body is not kept; its repeat is answered `already_done`.
 const MOST_BYTES: usize = 64 * 1024;
-const NONCE: usize = 24;
 const TAG: usize = 16;
 /// Bytes before the headers: the status, and the headers' length.
 const FIRST: usize = 6;
@@ -31,15 +31,13 @@ impl Binding<'_> {
     }
 }
 
-/// Encrypts a stripped reply; `None` when it is too long, is not text, or there is no randomness: then it is
-/// not kept, and a repeat is refused instead of replayed.
-pub(super) fn seal(keys: &Keys, binding: &Binding<'_>, reply: &Reply) -> Option<Vec<u8>> {
+/// Encrypts a stripped reply under a nonce that is never used again; `None` when it is too long or is not text: then it
+/// is not kept, and a repeat is refused instead of replayed.
+pub(super) fn seal(keys: &Keys, binding: &Binding<'_>, nonce: [u8; NONCE], reply: &Reply) -> Option<Vec<u8>> {
     if reply.body.len() > MOST_BYTES {
         return None;
     }
     std::str::from_utf8(&reply.body).ok()?;
-    let mut nonce = [0_u8; NONCE];
-    getrandom::fill(&mut nonce).ok()?;
     // One buffer, encrypted where it stands: nonce, status, length of the headers, headers, body, tag.
     let headers = serde_json::to_vec(&reply.headers).ok()?;
     let length = [NONCE, FIRST, headers.len(), reply.body.len(), TAG].iter().sum();

@@ -230,7 +230,8 @@ impl Brake {
             identity,
             generation: permit.grant.generation,
         };
-        replay::seal(self.keys(), &binding, &vendor.strip(reply))
+        let nonce = self.chance().nonce()?;
+        replay::seal(self.keys(), &binding, nonce, &vendor.strip(reply))
     }
 }
 

@@ -69,6 +69,12 @@ impl Keybrake {
         Builder::default()
     }
 
+    /// On a shell that is there already: for the simulation.
+    #[doc(hidden)]
+    pub const fn over(shell: Arc<Shell>) -> Self {
+        Self { shell }
+    }
+
     /// The engine, for embedders: `authorize` and `settle`.
     pub fn brake(&self) -> &Arc<Brake> {
         self.shell.brake()

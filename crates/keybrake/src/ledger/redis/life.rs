@@ -172,10 +172,7 @@ pub(super) async fn find(place: &Place, master: Option<&[u8]>) -> Result<Found> 
 
 async fn create(connection: &dyn Connection, place: &Place, master: Option<&[u8]>) -> Result<About> {
     let run_id = server(connection, place).await?.run_id;
-    let mut bytes = [0_u8; 8];
-    getrandom::fill(&mut bytes)
-        .map_err(|e| Error::config("the operating system gives no random bytes").because(e.to_string()))?;
-    let id = hex(&bytes);
+    let id = hex(&place.server.new_id()?);
     let (name, value) = match master {
         Some(master) => ("bound", binding(&derive(master, &id)?, &id)?),
         None => ("secret", hex(&LedgerSecret::random()?.0)),

@@ -12,6 +12,7 @@ use redis::aio::{MultiplexedConnection, PubSubStream};
 use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionInfo, RedisError, RedisResult, Value};
 
 use crate::clock::{Clock as _, SystemClock};
+use crate::error::{Error, Result};
 
 /// A server that can be connected to.
 #[async_trait]
@@ -33,6 +34,18 @@ pub trait Server: Send + Sync + Debug {
 
     /// A random number, for how long to step aside and for the names of marks.
     fn random(&self) -> u8;
+
+    /// Random bytes for the id of a new ledger.
+    ///
+    /// # Errors
+    /// `Config` when there are none.
+    fn new_id(&self) -> Result<[u8; 8]> {
+        let mut bytes = [0_u8; 8];
+        getrandom::fill(&mut bytes).map_err(|e| {
+            Error::config("the operating system gives no random bytes").because(e.to_string())
+        })?;
+        Ok(bytes)
+    }
 }
 
 /// A connection, shared by all tasks of a process.
