@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint fmt rust doc deny python python-lint examples bench fuzz sim clean
+.PHONY: help setup setup-node demo test lint fmt rust doc deny python python-lint node node-lint examples bench fuzz sim clean
 
 export PYTHON_ENV := $(CURDIR)/.venv
 # One interpreter for every build of the binding, so that nothing is built twice.
@@ -22,16 +22,19 @@ setup: ## Check what is needed, make .venv, build the Python package into it
 demo: setup ## Watch a refund loop stopped at its cap, a duplicate, a crash, a stop, and why
 	@scripts/demo
 
-test: ## Everything CI checks: format, lints, Rust, docs, licences, Python, examples
+test: ## Everything CI checks: format, lints, Rust, docs, licences, Python, Node, examples
 	@scripts/test
 
-lint: setup ## Only format and lints, both languages
+lint: setup ## Only format and lints, all languages
 	@$(STEP) fmt cargo fmt --all --check
 	@$(STEP) clippy cargo clippy --workspace --all-targets --locked -- -D warnings
 	@scripts/python-lint
+	@scripts/setup-node
+	@scripts/node-lint
 
-fmt: setup ## Format both languages
+fmt: setup setup-node ## Format all languages
 	cargo fmt --all
+	cd node && node_modules/.bin/biome check --write .
 	ruff format python examples/python scripts
 	ruff check --fix python examples/python scripts
 
@@ -49,6 +52,15 @@ python-lint: setup ## Only ruff, mypy --strict and the check of the stub against
 
 python: setup ## Only the Python tests; ARGS="-k fork" passes through
 	@cd python && pytest $(ARGS)
+
+node: setup-node ## Only the Node tests; ARGS="stripe -t streaming" passes through
+	@cd node && node_modules/.bin/vitest run $(ARGS)
+
+node-lint: setup-node ## Only biome and tsc
+	@scripts/node-lint
+
+setup-node: ## Install the npm packages, build the native module and the npm package
+	@scripts/setup-node
 
 examples: setup ## Run every example against the simulator
 	@cd python && pytest tests/test_docs.py

@@ -4,6 +4,7 @@ use keybrake_binding::call;
 use napi::bindgen_prelude::Buffer;
 use napi_derive::napi;
 
+use crate::errors::guarded;
 use crate::stream::{Reading, Stream};
 
 /// How a governed call ended.
@@ -21,6 +22,12 @@ impl Answer {
             stream: stream.map(|(body, reading)| Stream::new(body, reading)),
         }
     }
+}
+
+/// A refusal that needs no ledger, in the shape of the vendor that the URL names; `null` when it names none.
+#[napi]
+pub fn refused(url: String, code: String, message: String) -> napi::Result<Option<Answer>> {
+    guarded(|| Ok(call::refused(&url, &code, &message)?.map(|ended| Answer::new(ended, None))))
 }
 
 #[napi]

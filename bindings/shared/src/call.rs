@@ -6,8 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use keybrake::brake::{CallContext, CallRecord, KeyOrigin};
 use keybrake::client;
+use keybrake::clock::{Clock, SystemClock};
+use keybrake::policy::{Code, Denial};
 use keybrake::request::Call;
-use keybrake::vendors::Reply;
+use keybrake::vendors::{self, Reply};
 use keybrake::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -136,6 +138,39 @@ pub async fn open(core: Arc<Core>, outgoing: Outgoing) -> Result<Answer> {
             Ok(answer)
         }
     }
+}
+
+/// A refusal that the host gives without asking the ledger (a handle that was closed), in the shape of the vendor that
+/// the URL names; `None` when it names none.
+///
+/// # Errors
+/// When there is no such code.
+pub fn refused(url: &str, code: &str, message: &str) -> Result<Option<Answer>> {
+    let Ok(vendor) = vendors::by_url(url) else {
+        return Ok(None);
+    };
+    let code: Code = serde_json::from_value(Value::from(code))
+        .map_err(|e| Error::config(format!("no code {code:?}")).because(e))?;
+    let denial = Denial {
+        vendor: Some(vendor.name().to_owned()),
+        ..Denial::new(code, message)
+    };
+    let reply = vendor.refusal(&denial, denial.code.http_status(403), SystemClock.now_ms());
+    Ok(Some(Answer {
+        kind: "denied",
+        status: reply.status,
+        headers: reply.headers,
+        body: reply.body,
+        record: json!({
+            "call_id": "", "verdict": "denied", "vendor": vendor.name(), "operation": "", "run": null,
+            "cost_micros": 0, "held_micros": 0, "state": null, "replayed": false, "tightest": null,
+        })
+        .to_string(),
+        denial: Some(json!(denial).to_string()),
+        reason: None,
+        never_sent: true,
+        stream: None,
+    }))
 }
 
 fn ended(answer: client::Answer) -> Result<Answer> {

@@ -1,0 +1,254 @@
+/** One governed call, the same for every adapter: what is handed to the engine, and what its answer means. */
+
+import { type Here, here, NOWHERE } from "./context.js";
+import type { Answer, Stream } from "./engine.js";
+import { ConfigError, type Denial, Denied, fromNative, translated } from "./errors.js";
+import type { Keybrake } from "./keybrake.js";
+import { usdFromMicros } from "./money.js";
+import native from "./native.cjs";
+import type { Run } from "./run.js";
+import { type BudgetView, budgetFrom, type CallInfo, type Verdict } from "./types.js";
+
+/** Who made the idempotency key on a call: it tells transport attempts apart (`generated`), or spends (`caller`). */
+export type KeyOrigin = "generated" | "caller" | "unknown";
+
+/** A call as a vendor's SDK made it. The vault key stands where the vendor's secret stood. */
+export interface Outgoing {
+  readonly method: string;
+  readonly url: string;
+  readonly headers: Iterable<readonly [string, string]>;
+  readonly body: Uint8Array;
+  readonly keyOrigin: KeyOrigin;
+  /** The run that the client was made for; else the current one, if the call carries its token. */
+  readonly run?: Run | null;
+  readonly waitMs?: number;
+  readonly signal?: AbortSignal | null;
+  /** Whether a document may be left to be read as it arrives. */
+  readonly stream?: boolean;
+}
+
+/** How it ended. A refusal and a lost reply are answers here; each adapter makes its SDK's own error of them. */
+export type Ended =
+  | {
+      readonly kind: "reply";
+      readonly status: number;
+      readonly headers: Headers;
+      readonly body: Buffer;
+      readonly info: CallInfo;
+    }
+  | {
+      readonly kind: "stream";
+      readonly status: number;
+      readonly headers: Headers;
+      readonly body: Document;
+      readonly info: CallInfo;
+    }
+  | {
+      readonly kind: "denied";
+      readonly status: number;
+      readonly headers: Headers;
+      /** The refusal in the shape of the vendor's own errors. */
+      readonly body: Buffer;
+      readonly denied: Denied;
+      readonly info: CallInfo;
+    }
+  | { readonly kind: "lost"; readonly reason: string; readonly neverSent: boolean; readonly info: CallInfo };
+
+/** Names in lower case and values, in order. */
+export type Headers = readonly (readonly [string, string])[];
+
+/** What the engine notes of a call. */
+interface Note {
+  call_id: string;
+  operation: string;
+  state: string | null;
+  cost_micros: number;
+  replayed: boolean;
+  tightest: BudgetView | null;
+}
+
+/** From this share of the tightest cap on, the `budget` hook fires: four fifths. */
+const WARNING = { part: 4n, of: 5n };
+
+/** Makes a governed call. Rejects only when nothing was decided: misconfiguration, or the caller gave it up. */
+export async function governed(keybrake: Keybrake, call: Outgoing): Promise<Ended> {
+  guardTests(keybrake, call.url);
+  const around = here();
+  const headers = [...call.headers].flat() as string[];
+  const run = call.run ?? (around.run && carries(headers, around.run.token) ? around.run : null);
+  const answer =
+    (run?.closed ? refused(call.url, run) : null) ??
+    (await keybrake.engine.send(
+      {
+        method: call.method,
+        url: call.url,
+        headers,
+        body: call.body,
+        context: attribution(around, run, call.keyOrigin),
+        waitMs: call.waitMs ?? 0,
+        signal: call.signal ?? null,
+      },
+      call.stream ?? false,
+    ));
+  return ended(keybrake, run, answer);
+}
+
+function ended(keybrake: Keybrake, run: Run | null, answer: Answer): Ended {
+  const headers = pairs(answer.headers);
+  const { kind, status } = answer;
+  const stream = answer.takeStream();
+  if (stream) {
+    const info = infoOf(answer.record, answer, null);
+    return { kind: "stream", status, headers, body: new Document(keybrake, run, answer, stream), info };
+  }
+  const denial = answer.denial === null ? null : (JSON.parse(answer.denial) as Denial);
+  const info = infoOf(answer.record, answer, denial);
+  run?.note(info);
+  keybrake.hooks.fire("call", info);
+  if (denial) {
+    const denied = new Denied(denial, status);
+    keybrake.hooks.fire("denied", denied);
+    if (denied.aborted) keybrake.hooks.fire("unknown", info);
+    if (denied.code === "stopped") keybrake.hooks.fire("stopped", denied);
+    return { kind: "denied", status, headers, body: answer.takeBody(), denied, info };
+  }
+  if (kind === "lost") {
+    if (!answer.neverSent) keybrake.hooks.fire("unknown", info);
+    return { kind: "lost", reason: answer.reason ?? "no reply", neverSent: answer.neverSent, info };
+  }
+  told(keybrake, answer.record, info);
+  return { kind: "reply", status, headers, body: answer.takeBody(), info };
+}
+
+/** The body of a document as it arrives. Read it to its end or close it: given up, the call is noted as `unknown`. */
+export class Document {
+  readonly #keybrake: Keybrake;
+  readonly #run: Run | null;
+  readonly #answer: Answer;
+  readonly #stream: Stream;
+  #over = false;
+
+  /** @internal */
+  constructor(keybrake: Keybrake, run: Run | null, answer: Answer, stream: Stream) {
+    this.#keybrake = keybrake;
+    this.#run = run;
+    this.#answer = answer;
+    this.#stream = stream;
+  }
+
+  /** The next piece; `null` at the end. Throws `Denied` when a hard stop broke it off, else an `Error` that says why. */
+  async read(): Promise<Buffer | null> {
+    const piece = await this.#stream.read().catch((error: unknown) => {
+      throw fromNative(error);
+    });
+    if (piece === null && !this.#over) this.#end();
+    return piece;
+  }
+
+  /** Gives the rest up. Safe to repeat. */
+  async close(): Promise<void> {
+    if (this.#over) return;
+    await this.#stream.close();
+    this.#over = true;
+    this.#account();
+  }
+
+  /** As a web stream; cancelling it gives the rest up. */
+  web(): ReadableStream<Uint8Array> {
+    return new ReadableStream<Uint8Array>(
+      {
+        pull: async (controller) => {
+          const piece = await this.read();
+          if (piece) controller.enqueue(piece);
+          else controller.close();
+        },
+        cancel: () => this.close(),
+      },
+      { highWaterMark: 0 },
+    );
+  }
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<Buffer> {
+    try {
+      for (let piece = await this.read(); piece !== null; piece = await this.read()) yield piece;
+    } finally {
+      await this.close();
+    }
+  }
+
+  #end(): void {
+    this.#over = true;
+    const info = this.#account();
+    const { denial, reason } = this.#stream;
+    if (denial !== null) throw new Denied(JSON.parse(denial) as Denial, 403);
+    if (reason !== null) throw new Error(`the reply broke off (${reason}); ask for it again (call ${info.callId})`);
+  }
+
+  #account(): CallInfo {
+    const info = infoOf(this.#stream.record, this.#answer, null);
+    this.#run?.note(info);
+    this.#keybrake.hooks.fire("call", info);
+    if (info.verdict === "unknown") this.#keybrake.hooks.fire("unknown", info);
+    else told(this.#keybrake, this.#stream.record, info);
+    return info;
+  }
+}
+
+function told(keybrake: Keybrake, record: string, info: CallInfo): void {
+  if (info.replayed) keybrake.hooks.fire("replayed", info);
+  const { tightest } = JSON.parse(record) as Note;
+  if (!tightest || !keybrake.hooks.heard("budget")) return;
+  const taken = BigInt(tightest.used) + BigInt(tightest.held);
+  if (taken * WARNING.of >= BigInt(tightest.cap) * WARNING.part) keybrake.hooks.fire("budget", budgetFrom(tightest));
+}
+
+function infoOf(record: string, answer: Answer, denial: Denial | null): CallInfo {
+  const note = JSON.parse(record) as Note;
+  const lost = answer.kind === "lost" && !answer.neverSent;
+  let verdict: Verdict = "allowed";
+  if (denial) verdict = denial.aborted ? "unknown" : "denied";
+  else if (note.replayed) verdict = "replayed";
+  else if (lost || note.state === "unknown") verdict = "unknown";
+  return {
+    callId: note.call_id,
+    operation: note.operation,
+    verdict,
+    cost: verdict === "unknown" ? null : usdFromMicros(note.cost_micros),
+    replayed: note.replayed,
+    status: answer.status || null,
+    code: denial?.code ?? null,
+  };
+}
+
+/** Attribution of a call. A step belongs to the run it was named in, and counts for no other. */
+function attribution(around: Here, run: Run | null, keyOrigin: KeyOrigin): string {
+  const mine = around.run === run ? around : NOWHERE;
+  const { step, item, context } = mine;
+  return JSON.stringify({ run: run?.id ?? null, step, item, key_origin: keyOrigin, context });
+}
+
+/** A call through the handle of a run that was closed. */
+function refused(url: string, run: Run): Answer | null {
+  return translated(() => native.refused(url, "key_expired", `the run ${run.id ?? run.keyId} is closed`));
+}
+
+function carries(headers: readonly string[], token: string): boolean {
+  return headers.some((text) => text.includes(token));
+}
+
+function pairs(flat: readonly string[]): Headers {
+  const found: [string, string][] = [];
+  for (let i = 0; i + 1 < flat.length; i += 2) found.push([flat[i] as string, flat[i + 1] as string]);
+  return found;
+}
+
+/** In a test runner, no call leaves the machine by accident. */
+function guardTests(keybrake: Keybrake, url: string): void {
+  if (keybrake.allowLiveInTests || !(process.env.VITEST || process.env.JEST_WORKER_ID)) return;
+  const { hostname } = new URL(url);
+  if (["127.0.0.1", "[::1]", "localhost"].includes(hostname)) return;
+  if ([...keybrake.engine.loopbackVendors].some((vendor) => hostname.includes(vendor))) return;
+  throw new ConfigError(
+    `a test would call ${hostname}: give the Keybrake a simulator (\`keybrake/testing\`), or allowLiveInTests: true`,
+  );
+}

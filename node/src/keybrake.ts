@@ -1,0 +1,267 @@
+/** The front door: a ledger, the vendors' secrets, and what is asked of them. */
+
+import { carried, here, within } from "./context.js";
+import { Engine } from "./engine.js";
+import { ConfigError } from "./errors.js";
+import { type Hook, type HookName, Hooks } from "./hooks.js";
+import type { PolicyLike, Scope, Ties } from "./requests.js";
+import * as requests from "./requests.js";
+import { Key, Run, tokenOf } from "./run.js";
+import { Secret } from "./secret.js";
+import type { AuditRow, Budget, BudgetEntry, Check, Hold, State, StopInfo, StopResult, Vendor } from "./types.js";
+
+/** All of it optional. */
+export interface KeybrakeOptions {
+  /** A URL such as `sqlite:spend.db` or `redis://host?ns=prod`; else `KEYBRAKE_LEDGER`, else (on a workstation) a file. */
+  ledger?: string;
+  /** By vendor, or `vendor:name`; else the vendors' usual environment variables. */
+  secrets?: Readonly<Record<string, Secret | string>>;
+  /** By vendor; plain http is taken for loopback alone. */
+  baseUrls?: Partial<Record<Vendor, string>>;
+  /** Under vitest and jest, a vendor that is not on loopback is refused unless this is true. */
+  allowLiveInTests?: boolean;
+}
+
+/** How a run is opened: of a token, or of a policy, for which a key is issued that closing revokes. */
+export interface OpenOptions extends Ties {
+  /** An existing vault key; `KEYBRAKE_TOKEN` when neither a token nor a policy is given. */
+  token?: string | Key;
+  policy?: PolicyLike;
+  /** Accepts a policy whose every budget is scoped to the run, so that ten runs are ten caps. */
+  allowRunCapsOnly?: boolean;
+}
+
+/** What rows of the audit to read; the newest `limit` that match, oldest first. */
+export interface AuditFilter {
+  run?: string;
+  callId?: string;
+  keyId?: string;
+  agent?: string;
+  denied?: boolean;
+  since?: Date;
+  limit?: number;
+}
+
+/** A ledger, the vendors' secrets, and the clients that the ledger governs. */
+export class Keybrake implements AsyncDisposable {
+  /** @internal */
+  readonly engine: Engine;
+  /** @internal */
+  readonly hooks = new Hooks();
+  /** @internal */
+  readonly allowLiveInTests: boolean;
+  /** Budgets of groups, such as `tenant:acme`. Changing a cap works on the next call, for everyone. */
+  readonly budgets: BudgetDesk;
+
+  constructor(options: KeybrakeOptions = {}) {
+    const { ledger, secrets = {}, baseUrls = {}, allowLiveInTests = false } = options;
+    const given = Object.entries(secrets).map(([name, secret]) => [name, Secret.setting(secret)]);
+    this.engine = new Engine({
+      ledger: ledger ?? null,
+      secrets: Object.fromEntries(given),
+      base_urls: { ...baseUrls } as Record<string, string>,
+    });
+    this.allowLiveInTests = allowLiveInTests;
+    this.budgets = new BudgetDesk(this.engine);
+  }
+
+  /** For an agent's own code: the same settings, without any way to issue, stop, revoke or change budgets. */
+  static agent(options: KeybrakeOptions = {}): Agent {
+    return new Agent(new Keybrake(options));
+  }
+
+  /** Opens the ledger now, so that a mistake in the settings shows now; without it, the first use does. */
+  async ready(): Promise<this> {
+    await this.engine.ready();
+    return this;
+  }
+
+  /** Issues a vault key under a policy. The token is shown here only. */
+  async issue(policy: PolicyLike, ties: Ties = {}): Promise<Key> {
+    const args = { ...requests.policyArgument(policy), ...requests.tiesArgument(ties) };
+    const got = await this.engine.ask<{ id: string; token: string; expires_at_ms: number; run: string | null }>(
+      "issue",
+      args,
+    );
+    return new Key(got.id, got.token, new Date(got.expires_at_ms), got.run);
+  }
+
+  /** A run that you close. */
+  async open(options: OpenOptions = {}): Promise<Run> {
+    const { args, owned } = opening(options);
+    return new Run(this, await this.engine.ask("open", args), owned);
+  }
+
+  /** Opens a run, makes it current while `work` runs, and closes it. */
+  async run<T>(options: OpenOptions, work: (run: Run) => T | Promise<T>): Promise<T> {
+    await using run = await this.open(options);
+    return await run.within(() => work(run));
+  }
+
+  /** What would happen to a call such as `"POST /v1/refunds", { amount: 5000 }`. Nothing is reserved or sent. */
+  async check(token: string | Key, endpoint: string, fields: object = {}, vendor = "stripe"): Promise<Check> {
+    const args = requests.checkedCall(tokenOf(token), endpoint, fields, vendor);
+    return requests.checkFrom(await this.engine.ask("check", args));
+  }
+
+  /** The budgets that a key draws on, as they stand. */
+  async usage(keyId: string): Promise<Budget[]> {
+    return requests.budgetsFrom(await this.engine.ask("usage", { key_id: keyId }));
+  }
+
+  /** Rows of the audit. */
+  async audit(filter: AuditFilter = {}): Promise<AuditRow[]> {
+    const { run, callId, keyId, agent, denied, since, limit = 1000 } = filter;
+    const matching = { run, call_id: callId, key_id: keyId, agent, denied };
+    const rows = await this.engine.ask<requests.AuditAnswer[]>("audit", {
+      ...matching,
+      since_ms: requests.sinceMs(since),
+      limit,
+    });
+    return rows.map(requests.auditFrom);
+  }
+
+  /** Reservations that still hold something, oldest first. */
+  async holds(filter: { run?: string; state?: State } = {}): Promise<Hold[]> {
+    const found = await this.engine.ask<requests.HoldAnswer[]>("holds", { run: filter.run, state: filter.state });
+    return found.map(requests.holdFrom);
+  }
+
+  /**
+   * Refuses everything in a scope from the next call on, also keys issued later, until `resume`. `hard` also aborts
+   * calls in flight, in every process: whether they took effect is unknown until they are reconciled.
+   */
+  async stop(options: Scope & { reason?: string; hard?: boolean }): Promise<StopResult> {
+    const { reason = "", hard = false, ...scope } = options;
+    const args = { scope: requests.scopeArgument(scope), reason, by: requests.who(), hard };
+    return requests.stopResultFrom(await this.engine.ask("stop", args));
+  }
+
+  /** Ends a stop; answers whether there was one. */
+  async resume(options: Scope & { reason?: string }): Promise<boolean> {
+    const { reason = "", ...scope } = options;
+    return this.engine.ask("resume", { scope: requests.scopeArgument(scope), reason, by: requests.who() });
+  }
+
+  /** All standing stops. */
+  async stops(): Promise<StopInfo[]> {
+    return (await this.engine.ask<requests.StopAnswer[]>("stops", {})).map(requests.stopFrom);
+  }
+
+  /** Ends a key for good, and with it its children; answers whether it was open before. */
+  async revoke(keyId: string, reason = ""): Promise<boolean> {
+    return this.engine.ask("revoke", { key_id: keyId, reason, by: requests.who() });
+  }
+
+  /** Calls `hook` on an event; answers how to take it off. A failing hook never fails a call. */
+  on<K extends HookName>(event: K, hook: Hook<K>): () => void {
+    return this.hooks.on(event, hook);
+  }
+
+  /** The function, to be called where the context is lost, in the present run and step. */
+  carry<A extends unknown[], T>(work: (...args: A) => T): (...args: A) => T {
+    return carried(here(), work);
+  }
+
+  /** Runs `work` with an existing run current. */
+  within<T>(run: Run, work: () => T): T {
+    return here().run === run ? work() : within({ run, step: null, item: null, context: {} }, work);
+  }
+
+  /** Waits until the ledger has written down what is still lazy. */
+  async flush(): Promise<void> {
+    await this.engine.ask("flush", {});
+  }
+
+  /** Flushes and ends the engine. Calls afterwards fail. Safe to repeat. */
+  close(): Promise<void> {
+    return this.engine.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+}
+
+/** What an agent's own code holds: it spends by a token, and has no way to issue, stop, revoke or change budgets. */
+export class Agent implements AsyncDisposable {
+  readonly #keybrake: Keybrake;
+
+  constructor(keybrake: Keybrake) {
+    this.#keybrake = keybrake;
+  }
+
+  /** @internal For the adapters. */
+  static keybrake(agent: Agent): Keybrake {
+    return agent.#keybrake;
+  }
+
+  /** A run of a token, `KEYBRAKE_TOKEN` by default. Closing it leaves the key as it is. */
+  open(token?: string | Key): Promise<Run> {
+    return this.#keybrake.open(token === undefined ? {} : { token });
+  }
+
+  /** As `open`, around a function. */
+  run<T>(token: string | Key | undefined, work: (run: Run) => T | Promise<T>): Promise<T> {
+    return this.#keybrake.run(token === undefined ? {} : { token }, work);
+  }
+
+  /** As `Keybrake.on`. */
+  on<K extends HookName>(event: K, hook: Hook<K>): () => void {
+    return this.#keybrake.on(event, hook);
+  }
+
+  /** As `Keybrake.close`. */
+  close(): Promise<void> {
+    return this.#keybrake.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+}
+
+/** Budgets of groups, such as `tenant:acme`. */
+export class BudgetDesk {
+  readonly #engine: Engine;
+
+  /** @internal */
+  constructor(engine: Engine) {
+    this.#engine = engine;
+  }
+
+  /** Creates a scope's budgets or changes their caps: `[{ usd: 500, per: "month" }]`. */
+  async set(scope: string, budgets: readonly BudgetEntry[], options: { reason?: string } = {}): Promise<void> {
+    const entries = budgets.map((entry) => requests.documentOf({ scope, ...entry }, "budget"));
+    await this.#engine.ask("set_budgets", { budgets: entries, reason: options.reason ?? "", by: requests.who() });
+  }
+
+  /** A scope's budgets as they stand. */
+  async get(scope: string): Promise<Budget[]> {
+    return requests.budgetsFrom(await this.#engine.ask("budgets", { scope }));
+  }
+
+  /** All budgets as they stand. */
+  async list(): Promise<Budget[]> {
+    return requests.budgetsFrom(await this.#engine.ask("budgets", { scope: null }));
+  }
+}
+
+function opening(options: OpenOptions): { args: Record<string, unknown>; owned: boolean } {
+  const { token, policy, allowRunCapsOnly = false, ...ties } = options;
+  const given = token ?? (policy === undefined ? process.env.KEYBRAKE_TOKEN || undefined : undefined);
+  if (policy !== undefined && given === undefined) {
+    const args = { ...requests.policyArgument(policy), ...requests.tiesArgument(ties) };
+    return { args: { ...args, allow_run_caps_only: allowRunCapsOnly }, owned: true };
+  }
+  if (given === undefined || policy !== undefined) {
+    throw new ConfigError(
+      "open a run with a token (or KEYBRAKE_TOKEN), or with a policy to have one issued; exactly one of them",
+    );
+  }
+  const bound = requests.tiesGiven(ties);
+  if (bound.length > 0) {
+    throw new ConfigError(`${bound.join(", ")}: bound when a key is issued; a token that exists cannot be changed`);
+  }
+  return { args: { token: tokenOf(given) }, owned: false };
+}

@@ -1,0 +1,75 @@
+// The native module. Conversions only; what users touch is src.
+
+/** The engine behind one `Keybrake`. Its ledger is opened on first use. Rejects with `Error("kind: text")`. */
+export declare class Engine {
+  constructor(settings: string);
+  open(): Promise<void>;
+  ask(what: string, args: string): Promise<string>;
+  send(
+    method: string,
+    url: string,
+    headers: string[],
+    body: Uint8Array,
+    context: string,
+    waitMs: number,
+    cancel?: Cancel | null,
+  ): Promise<Answer>;
+  openStream(
+    method: string,
+    url: string,
+    headers: string[],
+    body: Uint8Array,
+    context: string,
+    waitMs: number,
+    cancel?: Cancel | null,
+  ): Promise<Answer>;
+  close(): Promise<void>;
+  closeNow(): void;
+}
+
+/** A way to give a call up: what an `AbortSignal` becomes. */
+export declare class Cancel {
+  cancel(): void;
+}
+
+/** How a governed call ended. */
+export declare class Answer {
+  private constructor();
+  readonly kind: "reply" | "denied" | "lost" | "stream";
+  readonly status: number;
+  /** Names in lower case and values, in turn. */
+  readonly headers: string[];
+  takeBody(): Buffer;
+  readonly record: string;
+  readonly denial: string | null;
+  readonly reason: string | null;
+  readonly neverSent: boolean;
+  takeStream(): Stream | null;
+}
+
+/** The body of a reply that is handed on as it arrives. */
+export declare class Stream {
+  private constructor();
+  read(): Promise<Buffer | null>;
+  close(): Promise<void>;
+  readonly record: string;
+  readonly reason: string | null;
+  readonly denial: string | null;
+}
+
+/** A running simulator on 127.0.0.1. */
+export declare class Simulator {
+  constructor(port: number);
+  readonly url: string;
+  stop(): void;
+}
+
+export declare function version(): string;
+export declare function refused(url: string, code: string, message: string): Answer | null;
+export declare function forModel(denial: string): string;
+export declare function stepKey(run: string, step: string): string;
+export declare function contentKey(fields: string): string;
+export declare function itemKey(run: string, item: string): string;
+export declare function operations(vendor: string): string[];
+export declare function cli(args: string[]): number;
+export declare function panic(): void;

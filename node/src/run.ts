@@ -1,0 +1,201 @@
+/** A run: one task's execution, with the key it spends by. */
+
+import { carried, type Here, here, NOWHERE, within } from "./context.js";
+import type { Keybrake } from "./keybrake.js";
+import { microsFromUsd } from "./money.js";
+import type { Budget, CallInfo, Check } from "./types.js";
+
+/** A vault key as issued. The token is shown once, here; `inspect` and JSON never show it. */
+export class Key {
+  readonly id: string;
+  readonly expiresAt: Date;
+  /** The run it is bound to, if any. */
+  readonly run: string | null;
+  readonly #token: string;
+
+  constructor(id: string, token: string, expiresAt: Date, run: string | null) {
+    this.id = id;
+    this.#token = token;
+    this.expiresAt = expiresAt;
+    this.run = run;
+  }
+
+  /** The token, to give to any SDK as its API key. */
+  get token(): string {
+    return this.#token;
+  }
+}
+
+/** The token itself, from a key or a text. */
+export function tokenOf(token: string | Key): string {
+  return typeof token === "string" ? token : token.token;
+}
+
+/** What belongs to a step besides its name. */
+export interface StepOptions {
+  /** The one thing worked on: within it, the same call is the same spend for this thing. */
+  item?: string;
+  /** Goes to the audit's metadata. */
+  context?: Readonly<Record<string, unknown>>;
+}
+
+/** An open run. `await using` closes it, or `close`. */
+export class Run implements AsyncDisposable {
+  readonly #keybrake: Keybrake;
+  readonly #token: string;
+  readonly #owned: boolean;
+  readonly #calls: CallInfo[] = [];
+  readonly #ending = new AbortController();
+  #closing: Promise<void> | null = null;
+  #expiry: NodeJS.Timeout | null = null;
+
+  /** The run's id, if its key is bound to one. */
+  readonly id: string | null;
+  /** The key's public id. */
+  readonly keyId: string;
+
+  /** @internal `owned`: its key was issued for it, so that closing the run revokes it. */
+  constructor(keybrake: Keybrake, opened: { id: string; token: string; run: string | null }, owned: boolean) {
+    this.#keybrake = keybrake;
+    this.keyId = opened.id;
+    this.#token = opened.token;
+    this.id = opened.run;
+    this.#owned = owned;
+  }
+
+  /** The `Keybrake` that opened it. */
+  get keybrake(): Keybrake {
+    return this.#keybrake;
+  }
+
+  /** The vault key, to give to any SDK as its API key. */
+  get token(): string {
+    return this.#token;
+  }
+
+  /** Aborts when the run is closed or stopped: give it to what should end then (`abortSignal: run.signal`). */
+  get signal(): AbortSignal {
+    return this.#ending.signal;
+  }
+
+  /** Whether it was closed: its calls are then refused as `key_expired`. */
+  get closed(): boolean {
+    return this.#closing !== null;
+  }
+
+  /** Every call made through this handle so far: verdict, cost, replayed, callId. */
+  get calls(): readonly CallInfo[] {
+    return this.#calls;
+  }
+
+  /** Runs `work` as a named step: within it, the same call is the same spend. */
+  step<T>(name: string, work: () => T, options: StepOptions = {}): T {
+    const around = this.#around();
+    const { item = around.item, context = {} } = options;
+    return within({ run: this, step: name, item, context: { ...around.context, ...context } }, work);
+  }
+
+  /** Runs `work` for one thing: within it, the same call is the same spend for this thing. */
+  item<T>(item: string, work: () => T, context: Readonly<Record<string, unknown>> = {}): T {
+    const around = this.#around();
+    return within({ ...around, run: this, item, context: { ...around.context, ...context } }, work);
+  }
+
+  /** Runs `work` with this run current, so that clients which were made without it are attributed to it. */
+  within<T>(work: () => T): T {
+    return within(this.#around(), work);
+  }
+
+  /** The function, to be called where the context is lost, in this run and the present step. */
+  carry<A extends unknown[], T>(work: (...args: A) => T): (...args: A) => T {
+    return carried(this.#around(), work);
+  }
+
+  /** What would happen to a call such as `"POST /v1/refunds", { amount: 5000 }`. Nothing is reserved or sent. */
+  async check(endpoint: string, fields: object = {}, vendor = "stripe"): Promise<Check> {
+    return this.#keybrake.check(this.#token, endpoint, fields, vendor);
+  }
+
+  /** The budgets that this run draws on, as they stand now. */
+  async budgets(): Promise<Budget[]> {
+    return this.#keybrake.usage(this.keyId);
+  }
+
+  /** Dollars settled in the tightest money budget (the one with least left). */
+  async spent(): Promise<string> {
+    return tightest(await this.budgets()).used;
+  }
+
+  /** Dollars reserved and not yet proven in the tightest money budget. */
+  async held(): Promise<string> {
+    return tightest(await this.budgets()).held;
+  }
+
+  /** The cap of the tightest money budget. */
+  async cap(): Promise<string> {
+    return tightest(await this.budgets()).cap;
+  }
+
+  /** What is left of the tightest money budget. */
+  async remaining(): Promise<string> {
+    return tightest(await this.budgets()).remaining;
+  }
+
+  /** Ends it: a key made for it is revoked, later calls get `key_expired`, open holds stay. Safe to repeat. */
+  close(): Promise<void> {
+    this.#closing ??= this.#end();
+    return this.#closing;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  /** @internal Closes it after so long, whatever happens; does not keep the process alive. */
+  closeAfter(ms: number): void {
+    this.#expiry ??= setTimeout(() => void this.close().catch(() => {}), ms).unref();
+  }
+
+  /** @internal Notes a call; the adapters do it. */
+  note(call: CallInfo): void {
+    this.#calls.push(call);
+    if (call.code === "stopped" || call.code === "key_revoked")
+      this.#ending.abort(new Error(`the run was ended: ${call.code}`));
+  }
+
+  async #end(): Promise<void> {
+    if (this.#expiry) clearTimeout(this.#expiry);
+    this.#ending.abort(new Error("the run was closed"));
+    if (this.#owned) await this.#keybrake.revoke(this.keyId, "run closed");
+  }
+
+  /** The present step of this run, or its beginning. */
+  #around(): Here {
+    const around = here();
+    return around.run === this ? around : { ...NOWHERE, run: this };
+  }
+}
+
+/** The money budget with least left; a run without one has an empty one that caps nothing. */
+export function tightest(budgets: readonly Budget[]): Budget {
+  const money = budgets.filter((budget) => budget.unit === "usd");
+  const [first, ...others] = money;
+  if (!first) return NO_BUDGET;
+  return others.reduce(
+    (least, budget) => (microsFromUsd(budget.remaining) < microsFromUsd(least.remaining) ? budget : least),
+    first,
+  );
+}
+
+const NO_BUDGET: Budget = {
+  name: "none",
+  unit: "usd",
+  per: "run",
+  cap: "0.00",
+  used: "0.00",
+  held: "0.00",
+  remaining: "0.00",
+  resetsAt: null,
+  holdIds: [],
+  livemode: null,
+};

@@ -1,0 +1,167 @@
+/**
+ * Stripe through Keybrake: a real `Stripe` whose every call is governed by the vault key it holds.
+ *
+ * The token stands where the secret key stood. This module adds the transport; retries, pagination, streaming, files
+ * and v2 stay the SDK's own.
+ */
+
+import { Readable } from "node:stream";
+import Stripe from "stripe";
+import { type Document, type Ended, governed, type Headers, type KeyOrigin } from "./call.js";
+import { ConfigError, KeybrakeError } from "./errors.js";
+import { type Front, frontOf } from "./front.js";
+import type { Agent, Keybrake } from "./keybrake.js";
+import type { Key, Run } from "./run.js";
+
+/** The SDK's own options, without what Keybrake's transport replaces, and `waitMs`. */
+export interface StripeOptions
+  extends Omit<Stripe.StripeConfig, "httpClient" | "httpAgent" | "host" | "port" | "protocol"> {
+  /** How long a call may wait while only open holds stand in its way; 0 by default. */
+  waitMs?: number;
+}
+
+/** A real `Stripe` that spends by a run, or by a vault key: `createStripe(run)`, `createStripe(keybrake, token)`. */
+export function createStripe(run: Run, options?: StripeOptions): Stripe;
+export function createStripe(keybrake: Keybrake | Agent, token: string | Key, options?: StripeOptions): Stripe;
+export function createStripe(
+  from: Run | Keybrake | Agent,
+  second?: string | Key | StripeOptions,
+  third?: StripeOptions,
+): Stripe {
+  const hasToken = typeof second === "string" || (typeof second === "object" && "expiresAt" in second);
+  const front = frontOf(from, hasToken ? (second as string | Key) : undefined);
+  const { waitMs = 0, ...options } = (hasToken ? third : (second as StripeOptions | undefined)) ?? {};
+  for (const taken of ["httpClient", "httpAgent", "host", "port", "protocol", "authenticator"]) {
+    if (taken in options) {
+      throw new ConfigError(`${taken} belongs to the SDK's own transport; calls go through Keybrake's (see baseUrls)`);
+    }
+  }
+  return new Stripe(front.token, { ...options, httpClient: new BrakeHttpClient(front, waitMs) } as Stripe.StripeConfig);
+}
+
+/** Stripe's HTTP client, with the judging, the sending and the settling done by the native module. */
+export class BrakeHttpClient extends Stripe.HttpClient {
+  readonly #front: Front;
+  readonly #waitMs: number;
+
+  /** @internal */
+  constructor(front: Front, waitMs: number) {
+    super();
+    this.#front = front;
+    this.#waitMs = waitMs;
+  }
+
+  override getClientName(): string {
+    return "keybrake";
+  }
+
+  /** One governed attempt. */
+  override async makeRequest(
+    host: string,
+    port: string | number,
+    path: string,
+    method: string,
+    headers: Record<string, string | number | string[]>,
+    requestData: unknown,
+    protocol: string,
+    timeout: number,
+  ): Promise<BrakeResponse> {
+    const signal = timeout > 0 ? AbortSignal.timeout(timeout) : null;
+    const url = `${protocol}://${host}${isDefaultPort(protocol, port) ? "" : `:${port}`}${path}`;
+    try {
+      const ended = await governed(this.#front.keybrake, {
+        method,
+        url,
+        headers: pairs(headers),
+        body: bytes(requestData),
+        keyOrigin: keyOrigin(headers),
+        run: this.#front.run,
+        waitMs: this.#waitMs,
+        signal,
+        stream: true,
+      });
+      return answered(ended);
+    } catch (error) {
+      if (signal?.aborted) throw Stripe.HttpClient.makeTimeoutError();
+      if (error instanceof KeybrakeError) return failed(error);
+      throw error;
+    }
+  }
+}
+
+/** A reply as the SDK reads it. */
+class BrakeResponse extends Stripe.HttpClientResponse {
+  readonly #body: Buffer | Document;
+
+  constructor(status: number, headers: Headers, body: Buffer | Document) {
+    super(status, Object.fromEntries(headers));
+    this.#body = body;
+  }
+
+  override getRawResponse(): unknown {
+    return { statusCode: this.getStatusCode(), headers: this.getHeaders() };
+  }
+
+  override toStream(streamCompleteCallback: () => void): unknown {
+    const body = this.#body;
+    const stream = Readable.from(Buffer.isBuffer(body) ? [body] : body, { objectMode: false });
+    stream.once("end", streamCompleteCallback);
+    return stream;
+  }
+
+  override async toJSON(): Promise<unknown> {
+    let body = this.#body;
+    if (!Buffer.isBuffer(body)) {
+      const pieces: Buffer[] = [];
+      for await (const piece of body) pieces.push(piece);
+      body = Buffer.concat(pieces);
+    }
+    return JSON.parse(body.toString("utf8"));
+  }
+}
+
+/** Throwing is retried by the SDK and hides the reason, so only a lost reply is thrown: its attempt joins the spend. */
+function answered(ended: Ended): BrakeResponse {
+  switch (ended.kind) {
+    case "reply":
+    case "stream":
+      return new BrakeResponse(ended.status, ended.headers, ended.body);
+    case "denied":
+      return new BrakeResponse(ended.status, [...ended.headers, ["stripe-should-retry", "false"]], ended.body);
+    case "lost":
+      throw new Error(
+        ended.neverSent
+          ? `the call to Stripe was not sent (${ended.reason}); no money moved`
+          : `no reply from Stripe (${ended.reason}); the call may have taken effect, so its amount stays held until ` +
+              `that is known (call ${ended.info.callId})`,
+      );
+  }
+}
+
+/** A failure of Keybrake itself: nothing was sent, and sending again does not help. */
+function failed(error: KeybrakeError): BrakeResponse {
+  const body = { error: { type: "api_error", code: "keybrake", message: `${error.name}: ${error.message}` } };
+  const headers = [["stripe-should-retry", "false"]] as const;
+  return new BrakeResponse(503, headers, Buffer.from(JSON.stringify(body)));
+}
+
+/** The SDK makes a key for every write: it tells attempts apart, not spends. */
+function keyOrigin(headers: Record<string, string | number | string[]>): KeyOrigin {
+  const found = Object.entries(headers).find(([name]) => name.toLowerCase() === "idempotency-key");
+  return found === undefined || String(found[1]).startsWith("stripe-node-retry-") ? "generated" : "caller";
+}
+
+function* pairs(headers: Record<string, string | number | string[]>): Generator<[string, string]> {
+  for (const [name, value] of Object.entries(headers)) {
+    if (value !== undefined && value !== null) yield [name, String(value)];
+  }
+}
+
+function bytes(data: unknown): Uint8Array {
+  if (data instanceof Uint8Array) return data;
+  return Buffer.from(data === undefined || data === null ? "" : String(data), "utf8");
+}
+
+function isDefaultPort(protocol: string, port: string | number): boolean {
+  return String(port) === (protocol === "https" ? "443" : "80");
+}
