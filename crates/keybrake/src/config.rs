@@ -14,23 +14,38 @@ pub fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// The usual names of a vendor's secret, in the order they are tried.
-pub fn secret_variables(vendor: &str) -> &'static [&'static str] {
+/// The usual names of a vendor's secret, in the order they are tried. Where a secret has several parts, a group of names:
+/// their values with `:` between them are the secret.
+pub fn secret_variables(vendor: &str) -> &'static [&'static [&'static str]] {
     match vendor {
-        "stripe" => &["STRIPE_SECRET_KEY", "STRIPE_API_KEY"],
+        "resend" => &[&["RESEND_API_KEY"]],
+        "stripe" => &[&["STRIPE_SECRET_KEY"], &["STRIPE_API_KEY"]],
+        "twilio" => &[
+            &["TWILIO_ACCOUNT_SID", "TWILIO_API_KEY", "TWILIO_API_SECRET"],
+            &["TWILIO_ACCOUNT_SID", "TWILIO_AUTH_TOKEN"],
+        ],
         _ => &[],
     }
+}
+
+/// The same in words: `STRIPE_SECRET_KEY or STRIPE_API_KEY`.
+pub fn secret_variables_in_words(vendor: &str) -> String {
+    let groups = secret_variables(vendor).iter().map(|names| names.join(" with "));
+    groups.collect::<Vec<_>>().join(" or ")
+}
+
+/// The first group of a vendor's usual names that is set, every name of it.
+pub fn secret_variables_set(vendor: &str) -> Option<&'static [&'static str]> {
+    let all_set = |names: &&&[&str]| names.iter().all(|name| environment(name).is_some());
+    secret_variables(vendor).iter().find(all_set).copied()
 }
 
 /// The secrets that the environment holds under the vendors' usual names.
 pub fn secrets_from_environment() -> Secrets {
     let mut secrets = Secrets::default();
     for vendor in crate::vendors::vendors() {
-        let found = secret_variables(vendor.name())
-            .iter()
-            .find(|name| environment(name).is_some());
-        if let Some(name) = found {
-            secrets.insert(vendor.name(), None, Secret::env(*name));
+        if let Some(names) = secret_variables_set(vendor.name()) {
+            secrets.insert(vendor.name(), None, Secret::env_parts(names));
         }
     }
     secrets

@@ -13,7 +13,8 @@ pub struct Secret(Source);
 
 #[derive(Clone)]
 enum Source {
-    Environment(String),
+    /// Names of variables; their values with `:` between them.
+    Environment(Vec<String>),
     File(PathBuf),
     Value(Zeroizing<String>),
 }
@@ -28,7 +29,14 @@ impl Secret {
     /// Read from an environment variable. It is then a text of the host process already; prefer
     /// [`Secret::file`].
     pub fn env(name: impl Into<String>) -> Self {
-        Self(Source::Environment(name.into()))
+        Self(Source::Environment(vec![name.into()]))
+    }
+
+    /// Read from several environment variables, whose values with `:` between them are the secret: Twilio's account SID
+    /// and auth token.
+    pub fn env_parts(names: &[&str]) -> Self {
+        let names = names.iter().map(|name| (*name).to_owned());
+        Self(Source::Environment(names.collect()))
     }
 
     /// Read from a file, such as `/run/secrets/stripe`; surrounding white space is cut off.
@@ -44,7 +52,7 @@ impl Secret {
     /// Where it comes from, in words that hold no secret: `environment STRIPE_SECRET_KEY`, `file /run/…`, `value`.
     pub fn origin(&self) -> String {
         match &self.0 {
-            Source::Environment(name) => format!("environment {name}"),
+            Source::Environment(names) => format!("environment {}", names.join(" and ")),
             Source::File(path) => format!("file {}", path.display()),
             Source::Value(_) => "value".to_owned(),
         }
@@ -55,18 +63,11 @@ impl Secret {
     /// # Errors
     /// `Config` when it is not there, empty, or holds characters that no header can carry.
     pub fn load(&self) -> Result<Zeroizing<String>> {
-        let text =
-            match &self.0 {
-                Source::Environment(name) => crate::config::environment(name)
-                    .map(Zeroizing::new)
-                    .ok_or_else(|| {
-                        Error::config(format!(
-                            "environment variable {name} is not set; set it, or use a secret file"
-                        ))
-                    })?,
-                Source::File(path) => read_file(path)?,
-                Source::Value(text) => text.clone(),
-            };
+        let text = match &self.0 {
+            Source::Environment(names) => from_environment(names)?,
+            Source::File(path) => read_file(path)?,
+            Source::Value(text) => text.clone(),
+        };
         let trimmed = text.trim();
         if trimmed.is_empty() || !trimmed.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(Error::config(format!(
@@ -76,6 +77,22 @@ impl Secret {
         }
         Ok(Zeroizing::new(trimmed.to_owned()))
     }
+}
+
+fn from_environment(names: &[String]) -> Result<Zeroizing<String>> {
+    let mut joined = Zeroizing::new(String::new());
+    for (at, name) in names.iter().enumerate() {
+        let Some(value) = crate::config::environment(name).map(Zeroizing::new) else {
+            return Err(Error::config(format!(
+                "environment variable {name} is not set; set it, or use a secret file"
+            )));
+        };
+        if at > 0 {
+            joined.push(':');
+        }
+        joined.push_str(value.trim());
+    }
+    Ok(joined)
 }
 
 fn read_file(path: &Path) -> Result<Zeroizing<String>> {
@@ -131,7 +148,7 @@ impl Secrets {
                 }
                 None => format!(
                     "no secret for {vendor}; set {} or give it to Keybrake",
-                    crate::config::secret_variables(vendor).join(" or ")
+                    crate::config::secret_variables_in_words(vendor)
                 ),
             })),
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use keybrake::journal::Contents;
 use keybrake::ledger::{CheckGrade as Grade, State};
+use keybrake::secret::Secret;
 use keybrake::{ErrorKind, config, vendors};
 use serde_json::json;
 
@@ -60,9 +61,7 @@ pub(crate) async fn run(context: &mut Context<'_>, args: &DoctorArgs) -> Outcome
             waiting_anywhere(&mut checks);
         }
     }
-    for vendor in vendors::vendors() {
-        secret(&mut checks, vendor.name());
-    }
+    secrets(&mut checks);
     tell(context, &checks)?;
     let bad = checks.iter().any(|check| check.grade == Grade::Bad);
     Ok(failed.unwrap_or(if bad { exit::REFUSED } else { exit::OK }))
@@ -257,23 +256,33 @@ fn files(checks: &mut Vec<Check>, url: &str) {
     }
 }
 
-/// Which secret is there, by presence and mode only: never a character of it.
-fn secret(checks: &mut Vec<Check>, vendor: &'static str) {
-    let names = config::secret_variables(vendor);
-    let found = names
-        .iter()
-        .find_map(|name| Some((*name, config::environment(name)?)));
-    let Some((name, value)) = found else {
-        let advice = format!("programs that send need {}, or Secret::file", names.join(" or "));
+/// Which secrets are there. That some vendors have none says nothing: not every program uses all of them.
+fn secrets(checks: &mut Vec<Check>) {
+    let set = |vendor: &&'static str| config::secret_variables_set(vendor).is_some();
+    let names = || vendors::vendors().iter().map(|vendor| vendor.name());
+    if !names().any(|vendor| set(&vendor)) {
+        let variables = names().map(config::secret_variables_in_words);
+        let variables = variables.collect::<Vec<_>>().join(", or ");
+        let advice = format!("programs that send need {variables}, or Secret::file");
         checks.push(Check::new(
             "secret",
             Grade::Look,
-            format!("{vendor}: none in the environment"),
+            "no vendor's is in the environment",
             advice,
         ));
-        return;
-    };
-    if value.starts_with("vault_key_") {
+    }
+    for vendor in names().filter(set) {
+        secret(checks, vendor);
+    }
+}
+
+/// Which secret is there, by presence and mode only: never a character of it.
+fn secret(checks: &mut Vec<Check>, vendor: &'static str) {
+    let names = config::secret_variables_set(vendor).unwrap_or_default();
+    let name = names.join(" and ");
+    // One that cannot be a key is of unknown kind.
+    let value = Secret::env_parts(names).load().unwrap_or_default();
+    if value.contains("vault_key_") {
         let advice =
             "put the token where the SDK's API key goes; this variable is for the vendor's own secret";
         checks.push(Check::new(

@@ -3,7 +3,7 @@
 use super::job::Job;
 use crate::policy::{CompiledPolicy, Stage};
 use crate::request::Refusal;
-use crate::vendors::{Estimate, Vendor};
+use crate::vendors::{Estimate, Recognised, Vendor};
 
 type Checked = Result<(), Refusal>;
 
@@ -32,12 +32,24 @@ pub(super) fn params_check(job: &Job, vendor: &'static dyn Vendor, policy: &Comp
     let Some(recognised) = &job.recognised else {
         return Ok(());
     };
-    policy.check_params(
-        vendor.name(),
-        recognised.operation.name,
-        &[&recognised.fields],
-        Stage::Early,
-    )
+    check_each(policy, vendor, recognised, &[], Stage::Early)
+}
+
+/// Every part of a call that does several things at once has to pass alone: what one lacks, another cannot bring.
+fn check_each(
+    policy: &CompiledPolicy,
+    vendor: &'static dyn Vendor,
+    recognised: &Recognised,
+    pins: &[(String, String)],
+    stage: Stage,
+) -> Checked {
+    let check = |fields: &[(String, String)]| {
+        policy.check_params(vendor.name(), recognised.operation.name, &[fields, pins], stage)
+    };
+    if recognised.parts.is_empty() {
+        return check(&recognised.fields);
+    }
+    recognised.parts.iter().try_for_each(|part| check(part))
 }
 
 /// The same rules once everything that will be sent is known, pinned fields included.
@@ -45,8 +57,7 @@ pub(super) fn final_params_check(job: &Job, policy: &CompiledPolicy, pins: &[(St
     let (Some(vendor), Some(recognised)) = (job.vendor, &job.recognised) else {
         return Ok(());
     };
-    let fields: [&[(String, String)]; 2] = [&recognised.fields, pins];
-    policy.check_params(vendor.name(), recognised.operation.name, &fields, Stage::Final)
+    check_each(policy, vendor, recognised, pins, Stage::Final)
 }
 
 /// The customer, unless a lookup is still to name it.

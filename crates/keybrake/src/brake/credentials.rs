@@ -9,10 +9,12 @@ use crate::error::{Error, Result};
 use crate::secret::Secrets;
 use crate::vendors::Vendor;
 
-/// A loaded secret: the headers that carry it, and whether it is for live money.
+/// A loaded secret: the headers that carry it, whether it is for live money, and whose it is.
 pub(crate) struct Credential {
     pub(crate) headers: Vec<(String, Zeroizing<String>)>,
     pub(crate) livemode: bool,
+    /// The account that it belongs to, where its vendor's paths name it.
+    pub(crate) account: Option<String>,
 }
 
 impl std::fmt::Debug for Credential {
@@ -104,6 +106,7 @@ impl Credentials {
         let credential = Arc::new(Credential {
             headers: vendor.credentials(&secret),
             livemode,
+            account: vendor.account(&secret),
         });
         of_vendor.insert(name.unwrap_or_default().to_owned(), Arc::clone(&credential));
         Ok(credential)

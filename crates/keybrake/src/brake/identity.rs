@@ -3,8 +3,8 @@
 use crate::idempotency::{Keys, fingerprint};
 use crate::ledger::{IdentityAsk, IdentityKind, OnRepeat};
 use crate::policy::{CallerKeys, Code, CompiledPolicy, Idempotency};
-use crate::request::{Call, Refusal};
-use crate::vendors::{Class, Recognised};
+use crate::request::{Call, Refusal, headers};
+use crate::vendors::{Class, Recognised, Vendor};
 
 use super::keys::CachedKey;
 use super::{CallContext, KeyOrigin};
@@ -22,8 +22,9 @@ pub(super) struct Parts<'a> {
     pub(super) key: &'a CachedKey,
     pub(super) policy: &'a CompiledPolicy,
     pub(super) call: &'a Call,
+    pub(super) call_id: &'a str,
     pub(super) context: &'a CallContext,
-    pub(super) vendor: &'static str,
+    pub(super) vendor: &'static dyn Vendor,
     pub(super) livemode: bool,
     pub(super) run: Option<&'a str>,
     pub(super) recognised: &'a Recognised,
@@ -131,8 +132,8 @@ impl Parts<'_> {
         let mut scope = vec![
             self.key.record.lineage.as_str(),
             self.run.unwrap_or_default(),
-            self.vendor,
-            self.key.secret_name(self.vendor).unwrap_or_default(),
+            self.vendor.name(),
+            self.key.secret_name(self.vendor.name()).unwrap_or_default(),
             if self.livemode { "live" } else { "test" },
             self.recognised.account.as_deref().unwrap_or_default(),
             self.recognised.operation.name,
@@ -168,24 +169,23 @@ impl Parts<'_> {
     }
 
     /// All bytes of the caller's request but the credential and the key: method, URL, account, version, body.
+    ///
+    /// A spend that its vendor could not recognise again, because it takes no idempotency key, is unlike every other
+    /// attempt: nothing joins it, so that it is sent once. (A DELETE is the same when it is done twice.)
     fn wire(&self) -> String {
         let header = |name: &str| {
-            let found = self
-                .call
-                .headers
-                .iter()
-                .find(|(key, _)| key.eq_ignore_ascii_case(name));
-            found.map(|(_, value)| value.as_bytes()).unwrap_or_default()
+            headers::get(&self.call.headers, name)
+                .unwrap_or_default()
+                .as_bytes()
         };
-        fingerprint(&[
-            self.call.method.as_bytes(),
-            self.call.url.as_bytes(),
-            header("stripe-account"),
-            header("stripe-context"),
-            header("stripe-version"),
-            header("content-type"),
-            &self.call.body,
-        ])
+        let mut parts = vec![self.call.method.as_bytes(), self.call.url.as_bytes()];
+        parts.extend(self.vendor.read_headers().iter().map(|name| header(name)));
+        parts.extend([header("content-type"), &self.call.body]);
+        let recognisable = self.vendor.takes_idempotency_key(self.call) || self.call.method == "DELETE";
+        if self.repeats_spend() && !recognisable {
+            parts.push(self.call_id.as_bytes());
+        }
+        fingerprint(&parts)
     }
 }
 

@@ -110,18 +110,29 @@ impl Job {
     }
 
     pub(super) fn cap_status(&self) -> u16 {
+        if self.vendor.is_some_and(Vendor::resends_429) {
+            return 403;
+        }
         self.key
             .as_ref()
             .and_then(|key| key.own())
             .map_or(429, CompiledPolicy::cap_status)
     }
 
+    /// The operation's name; method and path for what has none of its own (unlisted paths, and old paths that are judged
+    /// as another operation).
     pub(super) fn operation_name(&self) -> String {
-        match &self.recognised {
-            Some(recognised) if recognised.operation.class != Class::Unknown => {
-                recognised.operation.name.to_owned()
-            }
-            _ => format!("{} {}", self.call.method, masked_path(&self.call.url)),
+        let named = self
+            .recognised
+            .as_ref()
+            .zip(self.vendor)
+            .filter(|(call, vendor)| {
+                let own = || vendor.operations().contains(call.operation);
+                call.operation.class != Class::Unknown || own()
+            });
+        match named {
+            Some((call, _)) => call.operation.name.to_owned(),
+            None => format!("{} {}", self.call.method, masked_path(&self.call.url)),
         }
     }
 

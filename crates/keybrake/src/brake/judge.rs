@@ -12,7 +12,7 @@ use crate::money::Usd;
 use crate::policy::{Code, Denial};
 use crate::request::Refusal;
 use crate::token::{NotAToken, Token};
-use crate::vendors::{self, Class, Estimate, Exposure, Lookup};
+use crate::vendors::{self, Class, Estimate, Exposure, Lookup, Recognised, Vendor};
 
 /// What to ask the ledger next.
 pub(super) enum Stage {
@@ -152,12 +152,16 @@ impl Brake {
             return Ok(Err(refusal));
         }
         if job.recognised.is_none() {
-            match vendor.recognise(&job.call) {
+            let recognised = match vendor.recognise(&job.call) {
+                Ok(recognised) => recognised,
+                Err(refusal) => return Ok(Err(refusal)),
+            };
+            let credential = self.credentials.of(vendor, key.secret_name(vendor.name()))?;
+            job.livemode = credential.livemode;
+            match in_own_account(job, vendor, recognised, credential.account.as_deref()) {
                 Ok(recognised) => job.recognised = Some(recognised),
                 Err(refusal) => return Ok(Err(refusal)),
             }
-            let secret = key.secret_name(vendor.name());
-            job.livemode = self.credentials.of(vendor, secret)?.livemode;
         }
         job.would_deny = None;
         for check in [endpoint_check, account_check, params_check, customer_check] {
@@ -168,6 +172,29 @@ impl Brake {
             }
         }
         Ok(Ok(()))
+    }
+}
+
+/// A secret that belongs to one account reaches no other, whatever its vendor would let it do there. Where the caller
+/// left the account open, it is the secret's, and the call is judged as it will be sent.
+fn in_own_account(
+    job: &mut Job,
+    vendor: &'static dyn Vendor,
+    mut recognised: Recognised,
+    own: Option<&str>,
+) -> std::result::Result<Recognised, Refusal> {
+    let Some(own) = own else { return Ok(recognised) };
+    if let Some(url) = vendor.with_account(&job.call.url, own) {
+        job.call.url = url;
+        recognised = vendor.recognise(&job.call)?;
+    }
+    match recognised.account.take() {
+        Some(named) if named != own => Err(Refusal::new(
+            Code::AccountNotAllowed,
+            "the call names another account than the one that the secret belongs to; give this key a secret of that \
+             account to work there",
+        )),
+        _ => Ok(recognised),
     }
 }
 
@@ -206,8 +233,9 @@ fn identity(brake: &Brake, job: &Job, key: &CachedKey) -> std::result::Result<Op
         key,
         policy,
         call: &job.call,
+        call_id: &job.call_id,
         context: &job.context,
-        vendor: vendor.name(),
+        vendor,
         livemode: job.livemode,
         run: job.run.as_deref(),
         recognised,

@@ -11,7 +11,7 @@ use crate::ledger::{
 };
 use crate::money::{Usd, VendorAmount};
 use crate::policy::Denial;
-use crate::vendors::{Outcome, Reading, Reply, Vendor};
+use crate::vendors::{Class, Outcome, Reading, Reply, Vendor};
 
 /// A cost that a vendor has not changed for so long is final: 35 days, as long as windows are kept.
 const FINAL_AFTER_MS: i64 = 35 * 24 * 60 * 60 * 1_000;
@@ -96,7 +96,7 @@ impl Brake {
         let by_policy = !vendor
             .operations()
             .iter()
-            .any(|operation| operation.name == hold.facts.operation);
+            .any(|operation| operation.name == hold.facts.operation && operation.class != Class::Unknown);
         let mut proof = proof_of(reading, hold.reserved, by_policy, usd, &mut facts);
         if hold.state == State::Provisional {
             proof = match proof {

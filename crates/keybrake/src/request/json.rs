@@ -20,26 +20,36 @@ pub const MAX_VALUES: usize = 10_000;
 /// # Errors
 /// `request_malformed` for anything that is not one strict JSON object, and for look-alikes of the vendor's names.
 pub fn fields(body: &[u8], names: &Names) -> Result<Vec<(String, String)>, Refusal> {
-    if body.len() > MAX_BYTES {
-        return Err(refuse(format!("the JSON body is longer than {MAX_BYTES} bytes")));
-    }
-    let text = std::str::from_utf8(body).map_err(|_| refuse("the JSON body is not UTF-8"))?;
-    let mut reader = Reader {
-        rest: text,
-        out: Vec::new(),
-        values: 0,
-    };
+    let mut reader = Reader::new(body)?;
+    reader.item(names, "the JSON body is not an object")?;
+    reader.end()?;
+    Ok(reader.out)
+}
+
+/// Reads a JSON list of objects: the fields of each, as [`fields`] reads one.
+///
+/// # Errors
+/// `request_malformed` for anything that is not one strict JSON list of objects, and as [`fields`].
+pub fn list(body: &[u8], names: &Names) -> Result<Vec<Vec<(String, String)>>, Refusal> {
+    let mut reader = Reader::new(body)?;
     reader.space();
-    if !reader.rest.starts_with('{') {
-        return Err(refuse("the JSON body is not an object"));
+    if !reader.take('[') {
+        return Err(refuse("the JSON body is not a list"));
     }
-    reader.value("", 0, names)?;
+    let mut items = Vec::new();
     reader.space();
-    if reader.rest.is_empty() {
-        Ok(reader.out)
-    } else {
-        Err(refuse("the JSON body has something after its end"))
+    if !reader.take(']') {
+        loop {
+            reader.item(names, "the JSON body is not a list of objects")?;
+            items.push(std::mem::take(&mut reader.out));
+            if reader.take(']') {
+                break;
+            }
+            reader.expect(',')?;
+        }
     }
+    reader.end()?;
+    Ok(items)
 }
 
 struct Reader<'a> {
@@ -49,6 +59,37 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
+    fn new(body: &'a [u8]) -> Result<Self, Refusal> {
+        if body.len() > MAX_BYTES {
+            return Err(refuse(format!("the JSON body is longer than {MAX_BYTES} bytes")));
+        }
+        Ok(Self {
+            rest: std::str::from_utf8(body).map_err(|_| refuse("the JSON body is not UTF-8"))?,
+            out: Vec::new(),
+            values: 0,
+        })
+    }
+
+    /// One object with the spaces around it.
+    fn item(&mut self, names: &Names, otherwise: &str) -> Result<(), Refusal> {
+        self.space();
+        if !self.rest.starts_with('{') {
+            return Err(refuse(otherwise));
+        }
+        self.value("", 0, names)?;
+        self.space();
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), Refusal> {
+        self.space();
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            Err(refuse("the JSON body has something after its end"))
+        }
+    }
+
     fn value(&mut self, name: &str, depth: usize, names: &Names) -> Result<(), Refusal> {
         self.values = self.values.saturating_add(1);
         if depth > MAX_DEPTH || self.values > MAX_VALUES {
@@ -336,6 +377,30 @@ mod tests {
             assert!(read(body).is_err(), "{body}");
         }
         assert!(fields(b"{\"a\":\"\xff\"}", &NAMES).is_err());
+    }
+
+    #[test]
+    fn rule_09_json_a_list_is_read_item_by_item() {
+        let items = list(br#" [ {"currency":"usd"} , {"x":["a"]} ] "#, &NAMES).unwrap();
+        let field = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
+        assert_eq!(items, [field("currency", "usd"), field("x[0]", "a")]);
+        assert!(list(b"[]", &NAMES).unwrap().is_empty());
+        for body in [
+            "",
+            "{}",
+            "[",
+            "[{}",
+            "[{},]",
+            "[{}]]",
+            "[1]",
+            "[[]]",
+            "[{}{}]",
+            "[{},,{}]",
+            r#"[{},{"a":1,"a":2}]"#,
+            r#"[{"Currency":"usd"}]"#,
+        ] {
+            assert!(list(body.as_bytes(), &NAMES).is_err(), "{body}");
+        }
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! What a call costs: one folder for each vendor, and the table of vendors.
 
 mod catalogue;
+mod refusal;
+pub mod resend;
 pub mod stripe;
+pub mod twilio;
 
 use crate::money::{Currency, VendorAmount};
 use crate::policy::{Code, Denial};
@@ -9,7 +12,7 @@ use crate::request::{Call, Refusal, authority};
 
 pub use catalogue::Builtin;
 
-static VENDORS: [&dyn Vendor; 1] = [&stripe::Stripe];
+static VENDORS: [&dyn Vendor; 3] = [&resend::Resend, &stripe::Stripe, &twilio::Twilio];
 
 /// Every vendor, in the order of their names.
 pub fn vendors() -> &'static [&'static dyn Vendor] {
@@ -94,10 +97,14 @@ pub struct Recognised {
     pub path: String,
     /// Ids in the path, in order.
     pub ids: Vec<String>,
-    /// The connected account whose money moves (`Stripe-Account`), if any.
+    /// The connected account whose money moves (`Stripe-Account`), if any; or the account that the path names
+    /// (Twilio). The engine refuses another one than the secret's where a secret belongs to one account.
     pub account: Option<String>,
     /// Decoded body or query fields in order, bracketed names as the vendor writes them.
     pub fields: Vec<(String, String)>,
+    /// A call that does several things at once (a batch of e-mails): the fields of each, named as in a call that does
+    /// one. Rules on fields are judged on every part. Empty for all other calls.
+    pub parts: Vec<Vec<(String, String)>>,
     /// The caller's idempotency key header, if any.
     pub idempotency_key: Option<String>,
     /// The customer the call concerns, if the request or a lookup says so.
@@ -241,6 +248,25 @@ pub struct Reading {
     pub customer: Option<String>,
 }
 
+impl Reading {
+    /// An outcome, and nothing else that is known.
+    const fn of(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            object: None,
+            vendor_object: None,
+            request_id: None,
+            replayed: false,
+            customer: None,
+        }
+    }
+
+    /// Nothing is known, and why in a word.
+    fn unknown(reason: &str) -> Self {
+        Self::of(Outcome::Unknown(reason.to_owned()))
+    }
+}
+
 /// How to find out what became of an unknown call; see each vendor's `reconcile`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Inquiry {
@@ -306,6 +332,24 @@ pub trait Vendor: Send + Sync + std::fmt::Debug {
     /// Whether a secret is for live money; `None` if it does not look like this vendor's secret.
     fn livemode(&self, secret: &str) -> Option<bool>;
 
+    /// The account that a secret belongs to, for vendors whose secrets and paths name it (Twilio). No call reaches
+    /// another one with that secret.
+    fn account(&self, _secret: &str) -> Option<String> {
+        None
+    }
+
+    /// The URL with the secret's own account in the place where the caller left it open; `None` when there is no such
+    /// place, or the caller named an account.
+    fn with_account(&self, _url: &str, _account: &str) -> Option<String> {
+        None
+    }
+
+    /// Whether an SDK of this vendor can be set to send a call again after a 429. Its denials are then never a 429:
+    /// a refusal is final.
+    fn resends_429(&self) -> bool {
+        false
+    }
+
     /// Headers that carry the secret.
     fn credentials(&self, secret: &str) -> Vec<(String, zeroize::Zeroizing<String>)>;
 
@@ -316,7 +360,8 @@ pub trait Vendor: Send + Sync + std::fmt::Debug {
     /// Headers of the caller's that a read about its call has to repeat, such as the account. Never a credential.
     fn read_headers(&self) -> &'static [&'static str];
 
-    /// Whether this call takes an `Idempotency-Key` header (Stripe: POST, and DELETE under `/v2`).
+    /// Whether this call takes an `Idempotency-Key` header (Stripe: POST, and DELETE under `/v2`). A call that costs
+    /// something and takes none is sent once: while its outcome is not known, nothing sends it again.
     fn takes_idempotency_key(&self, call: &Call) -> bool;
 
     /// One read that tells the customer of a call that names only an object (a PaymentIntent update, say), for

@@ -218,6 +218,7 @@ fn found(call: &Unresolved<'_>, object: &Value) -> Finding {
         ids: call.ids.to_vec(),
         account: None,
         fields: [call.fields, call.pins].concat(),
+        parts: Vec::new(),
         idempotency_key: None,
         customer: None,
         destination: None,

@@ -20,7 +20,7 @@ pub(super) fn read(call: &Recognised, reply: &Reply) -> Reading {
         (Class::Read, _) => Reading::of(Outcome::Free),
         (_, 200..=299) => match &body {
             Some(object) => done(call, object),
-            None => unknown("unreadable_reply"),
+            None => Reading::unknown("unreadable_reply"),
         },
         (_, status) => Reading::of(failure(status, body.as_ref(), replayed)),
     };
@@ -33,23 +33,6 @@ pub(super) fn read(call: &Recognised, reply: &Reply) -> Reading {
         reading.customer = owner(object);
     }
     reading
-}
-
-impl Reading {
-    fn of(outcome: Outcome) -> Self {
-        Self {
-            outcome,
-            object: None,
-            vendor_object: None,
-            request_id: None,
-            replayed: false,
-            customer: None,
-        }
-    }
-}
-
-fn unknown(reason: &str) -> Reading {
-    Reading::of(Outcome::Unknown(reason.to_owned()))
 }
 
 fn failure(status: u16, body: Option<&Value>, replayed: bool) -> Outcome {
@@ -108,7 +91,7 @@ fn is_a(object: &Value, kind: &str) -> bool {
 fn charged(object: &Value, kind: &str) -> Reading {
     match amount_of(object, "amount").filter(|_| is_a(object, kind)) {
         Some(amount) => Reading::of(Outcome::Charged(amount)),
-        None => unknown("unreadable_reply"),
+        None => Reading::unknown("unreadable_reply"),
     }
 }
 
@@ -116,11 +99,11 @@ type Meaning = fn(VendorAmount) -> Outcome;
 
 fn by_status(object: &Value, kind: &str, meaning: fn(&str) -> Option<Meaning>) -> Reading {
     let Some(amount) = amount_of(object, "amount").filter(|_| is_a(object, kind)) else {
-        return unknown("unreadable_reply");
+        return Reading::unknown("unreadable_reply");
     };
     match text(object, "status").and_then(meaning) {
         Some(outcome) => Reading::of(outcome(amount)),
-        None => unknown("unknown_status"),
+        None => Reading::unknown("unknown_status"),
     }
 }
 
@@ -132,7 +115,7 @@ fn charge(call: &Recognised, object: &Value) -> Reading {
         object.get("captured").and_then(Value::as_bool),
     );
     let (Some(id), Some(status), Some(captured)) = parts else {
-        return unknown("unreadable_reply");
+        return Reading::unknown("unreadable_reply");
     };
     // Versions before 2020 have no amount_captured.
     let total = if object.get("amount_captured").is_some() {
@@ -142,7 +125,7 @@ fn charge(call: &Recognised, object: &Value) -> Reading {
     };
     let moved = amount_of(object, total).filter(|_| is_a(object, "charge"));
     let (Some(moved), Some(none)) = (moved, object::currency(object).map(|c| amount(0, c))) else {
-        return unknown("unreadable_reply");
+        return Reading::unknown("unreadable_reply");
     };
     let tracked = call.operation.name == "charges.capture" || !truth(call.field("capture"), true);
     let (outcome, object) = match (status, captured) {
@@ -154,7 +137,7 @@ fn charge(call: &Recognised, object: &Value) -> Reading {
         }
         ("pending", _) => (Outcome::Accepted, (none, false)),
         ("failed", _) => return Reading::of(Outcome::FailedForGood),
-        _ => return unknown("unknown_status"),
+        _ => return Reading::unknown("unknown_status"),
     };
     let mut reading = Reading::of(outcome);
     reading.object = tracked.then(|| (id.to_owned(), object.0, object.1));
@@ -165,10 +148,10 @@ fn charge(call: &Recognised, object: &Value) -> Reading {
 fn payment_intent(call: &Recognised, object: &Value) -> Reading {
     let parts = (text(object, "id"), text(object, "status"));
     let (Some(id), Some(status), true) = (parts.0, parts.1, is_a(object, "payment_intent")) else {
-        return unknown("unreadable_reply");
+        return Reading::unknown("unreadable_reply");
     };
     let Some(moved) = received(object) else {
-        return unknown("unreadable_reply");
+        return Reading::unknown("unreadable_reply");
     };
     let name = call.operation.name;
     let confirms = name == "payment_intents.confirm"
@@ -186,7 +169,7 @@ fn payment_intent(call: &Recognised, object: &Value) -> Reading {
         "succeeded" => (Outcome::Charged(moved), true),
         "canceled" if moved.minor > 0 => (Outcome::Charged(moved), true),
         "canceled" => (Outcome::FailedForGood, true),
-        _ => return unknown("unknown_status"),
+        _ => return Reading::unknown("unknown_status"),
     };
     let mut reading = Reading::of(if is_free(call) { Outcome::Free } else { outcome });
     reading.object = Some((id.to_owned(), moved, closed));

@@ -78,6 +78,7 @@ pub(super) fn recognise(stripe: Stripe, call: &Call) -> Result<Recognised, Refus
         customer,
         destination,
         fields,
+        parts: Vec::new(),
         ids,
     })
 }

@@ -1,9 +1,9 @@
-//! Runs `tests/vectors/stripe/*.json`: request → operation, scopes, identity, estimate; lookup → amount and pins;
+//! Runs `tests/vectors/{stripe,twilio,resend}/*.json`: request → operation, scopes, identity, estimate; lookup → amount and pins;
 //! reply → what it means for money. Every case of a file is run; all that differ are named.
 #![expect(clippy::unwrap_used, reason = "a vector that cannot be read is a failed test")]
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use keybrake::money::VendorAmount;
 use keybrake::request::Call;
@@ -56,7 +56,8 @@ struct Case {
 struct Request {
     method: String,
     url: String,
-    /// Besides `Authorization` and, on a POST, the form's `Content-Type`; null takes one of them away.
+    /// Besides `Authorization` and, with a body (Stripe: on a POST), the vendor's `Content-Type`; null takes one of them
+    /// away.
     #[serde(default)]
     headers: BTreeMap<String, Option<String>>,
     #[serde(default)]
@@ -85,76 +86,130 @@ const fn yes() -> bool {
     true
 }
 
-#[test]
-fn refunds() {
-    run("refunds");
+mod stripe {
+    use super::run;
+
+    #[test]
+    fn charges() {
+        run("stripe", "charges");
+    }
+
+    #[test]
+    fn payment_intents() {
+        run("stripe", "payment_intents");
+    }
+
+    #[test]
+    fn reads_and_free() {
+        run("stripe", "reads_and_free");
+    }
+
+    #[test]
+    fn refunds() {
+        run("stripe", "refunds");
+    }
+
+    #[test]
+    fn refused() {
+        run("stripe", "refused");
+    }
+
+    #[test]
+    fn transfers_payouts_topups() {
+        run("stripe", "transfers_payouts_topups");
+    }
+
+    #[test]
+    fn unknown() {
+        run("stripe", "unknown");
+    }
 }
 
-#[test]
-fn charges() {
-    run("charges");
+mod twilio {
+    use super::run;
+
+    #[test]
+    fn calls_and_others() {
+        run("twilio", "calls_and_others");
+    }
+
+    #[test]
+    fn messages() {
+        run("twilio", "messages");
+    }
+
+    #[test]
+    fn refused() {
+        run("twilio", "refused");
+    }
 }
 
-#[test]
-fn payment_intents() {
-    run("payment_intents");
-}
+mod resend {
+    use super::run;
 
-#[test]
-fn transfers_payouts_topups() {
-    run("transfers_payouts_topups");
-}
+    #[test]
+    fn emails() {
+        run("resend", "emails");
+    }
 
-#[test]
-fn reads_and_free() {
-    run("reads_and_free");
-}
+    #[test]
+    fn others() {
+        run("resend", "others");
+    }
 
-#[test]
-fn unknown() {
-    run("unknown");
-}
-
-#[test]
-fn refused() {
-    run("refused");
+    #[test]
+    fn refused() {
+        run("resend", "refused");
+    }
 }
 
 /// A file that no test above names would never be run.
 #[test]
 fn every_file_is_run() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/vectors/stripe");
-    let mut names: Vec<String> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    let expected = [
-        "charges",
-        "payment_intents",
-        "reads_and_free",
-        "refunds",
-        "refused",
-        "transfers_payouts_topups",
-        "unknown",
+    let named: [(&str, &[&str]); 3] = [
+        (
+            "stripe",
+            &[
+                "charges",
+                "payment_intents",
+                "reads_and_free",
+                "refunds",
+                "refused",
+                "transfers_payouts_topups",
+                "unknown",
+            ],
+        ),
+        ("twilio", &["calls_and_others", "messages", "refused"]),
+        ("resend", &["emails", "others", "refused"]),
     ];
-    assert_eq!(names, expected.map(|name| format!("{name}.json")));
+    for (vendor, expected) in named {
+        let mut names: Vec<String> = std::fs::read_dir(folder(vendor))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        let expected: Vec<_> = expected.iter().map(|name| format!("{name}.json")).collect();
+        assert_eq!(names, expected);
+    }
 }
 
-fn run(name: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../tests/vectors/stripe")
-        .join(name)
-        .with_extension("json");
+fn folder(vendor: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/vectors")
+        .join(vendor)
+}
+
+fn run(name_of_vendor: &str, name: &str) {
+    let path = folder(name_of_vendor).join(name).with_extension("json");
     let file: File = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    assert_eq!((file.v, file.vendor.as_str()), (1, "stripe"));
-    let stripe = vendor("stripe").unwrap();
-    let wrong: Vec<String> = file.cases.iter().flat_map(|case| check(stripe, case)).collect();
+    assert_eq!((file.v, file.vendor.as_str()), (1, name_of_vendor));
+    let vendor = vendor(name_of_vendor).unwrap();
+    let wrong: Vec<String> = file.cases.iter().flat_map(|case| check(vendor, case)).collect();
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
 /// What differs, one line each.
-fn check(stripe: &dyn Vendor, case: &Case) -> Vec<String> {
+fn check(vendor: &dyn Vendor, case: &Case) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut same = |what: &str, expected: Value, found: Value| {
         if expected != found {
@@ -164,8 +219,8 @@ fn check(stripe: &dyn Vendor, case: &Case) -> Vec<String> {
             ));
         }
     };
-    let call = call(&case.request);
-    let recognised = match (stripe.recognise(&call), &case.refused) {
+    let call = call(vendor.name(), &case.request);
+    let recognised = match (vendor.recognise(&call), &case.refused) {
         (Ok(recognised), None) => recognised,
         (Ok(recognised), Some(code)) => {
             same("refused", json!(code), json!(recognised.operation.name));
@@ -207,30 +262,34 @@ fn check(stripe: &dyn Vendor, case: &Case) -> Vec<String> {
         ]),
     );
     same("identity", json!(case.identity), identity(&recognised));
-    let estimate = match stripe.estimate(&recognised, case.count_at_creation) {
+    let estimate = match vendor.estimate(&recognised, case.count_at_creation) {
         Ok(estimate) => show_estimate(&estimate),
         Err(refusal) => json!({ "refused": refusal.code.as_str() }),
     };
     same("estimate", case.estimate.clone(), estimate);
     if let Some(reply) = &case.lookup_reply {
         let reply = reply_of(reply.status, &BTreeMap::new(), &reply.body);
-        let found = match stripe.read_lookup(&recognised, &reply) {
+        let found = match vendor.read_lookup(&recognised, &reply) {
             Ok(answer) => show_answer(&answer),
             Err(refusal) => json!({ "refused": refusal.code.as_str() }),
         };
         same("lookup", case.lookup.clone(), found);
     }
     for reply in &case.replies {
-        let read = stripe.read(&recognised, &reply_of(reply.status, &reply.headers, &reply.body));
+        let read = vendor.read(&recognised, &reply_of(reply.status, &reply.headers, &reply.body));
         same(&reply.name, reply.reading.clone(), show_reading(&read));
     }
     wrong
 }
 
-fn call(request: &Request) -> Call {
+fn call(vendor: &str, request: &Request) -> Call {
     let mut headers = BTreeMap::from([("Authorization", Some("Bearer vault_key_x"))]);
-    if request.method == "POST" {
-        headers.insert("Content-Type", Some("application/x-www-form-urlencoded"));
+    let content_type = match vendor {
+        "resend" => "application/json",
+        _ => "application/x-www-form-urlencoded",
+    };
+    if !request.body.is_empty() || (vendor == "stripe" && request.method == "POST") {
+        headers.insert("Content-Type", Some(content_type));
     }
     for (name, value) in &request.headers {
         headers.insert(name, value.as_deref());

@@ -1,0 +1,34 @@
+//! What Twilio's replies mean for money.
+//!
+//! A message, call or verification that was created has a SID; what it costs is not in the reply (`price` is null, and is
+//! filled in later), so the policy's figure stands. A 4xx was refused before anything was done ("Requests receiving 429 are
+//! not processed"); a timeout, a conflict, 3xx and 5xx say nothing about what happened. Source: `twilio-oai` d50069b
+//! (2026-04-14) and the pages on errors, read 2026-11-21.
+
+use serde_json::Value;
+
+use crate::vendors::{Class, Outcome, Reading, Recognised, Reply};
+
+pub(super) fn read(call: &Recognised, reply: &Reply) -> Reading {
+    let body = serde_json::from_slice::<Value>(&reply.body).ok();
+    let sid = body
+        .as_ref()
+        .and_then(|body| body.get("sid"))
+        .and_then(Value::as_str)
+        .filter(|sid| !sid.is_empty());
+    let outcome = match (call.operation.class, reply.status) {
+        (Class::Read, _) => Outcome::Free,
+        (Class::Free, 200..=299) => Outcome::Free,
+        // An operation that is in no table may answer with anything.
+        (_, 200..=299) if sid.is_some() || call.operation.name == "unknown" => Outcome::Executed,
+        (_, 200..=299) => Outcome::Unknown("unreadable_reply".to_owned()),
+        (_, 400 | 401 | 403 | 404 | 405 | 406 | 410 | 413 | 414 | 415 | 422 | 429) => Outcome::DidNotExecute,
+        (_, status) => Outcome::Unknown(format!("http_{status}")),
+    };
+    let mut reading = Reading::of(outcome);
+    reading.request_id = reply.header("twilio-request-id").map(str::to_owned);
+    if (200..=299).contains(&reply.status) {
+        reading.vendor_object = sid.map(str::to_owned);
+    }
+    reading
+}

@@ -1,0 +1,260 @@
+//! Reads a call strictly: host, operation, account, fields. What two parsers could read differently is refused.
+
+use std::borrow::Cow;
+
+use super::table;
+use super::{HOSTS, Twilio, is_sid};
+use crate::policy::Code;
+use crate::request::authority::Target;
+use crate::request::form::Names;
+use crate::request::{Call, Refusal, authority, form, headers, path};
+use crate::vendors::{Operation, Recognised, Vendor as _};
+
+const FORM: &str = "application/x-www-form-urlencoded";
+
+/// Scope fields, and what a message or a call is made of.
+const NAMES: Names = Names {
+    scalars: &[
+        "ApplicationSid",
+        "Body",
+        "CallToken",
+        "Channel",
+        "ContentSid",
+        "ContentVariables",
+        "Fields",
+        "From",
+        "MessagingServiceSid",
+        "PhoneNumber",
+        "PhoneNumberSid",
+        "ScheduleType",
+        "SendAsMms",
+        "SendAt",
+        "Status",
+        "TimeLimit",
+        "To",
+        "Twiml",
+        "Url",
+    ],
+    // Numbered by us; see `numbered`.
+    nested: LISTS,
+    maps: &[],
+};
+
+/// Fields that stand several times, as Twilio's SDKs write a list.
+const LISTS: &[&str] = &[
+    "MediaUrl",
+    "PersistentAction",
+    "RecordingStatusCallbackEvent",
+    "StatusCallbackEvent",
+    "Tags",
+];
+
+pub(super) fn recognise(twilio: Twilio, call: &Call) -> Result<Recognised, Refusal> {
+    let target = authority::split(&call.url, HOSTS)?;
+    headers::check(&call.headers, target.host, call.body.len())?;
+    let path = numbers_escaped(&target);
+    let segments = path::segments(&path)?;
+    let Some((operation, ids)) = table::route(target.host, &call.method, &segments) else {
+        return Err(unlisted("Twilio's API knows GET, POST and DELETE"));
+    };
+    let account = account(&target, &segments)?;
+    let fields = fields(call, &target)?;
+    let to = value(&fields, "To");
+    if needs_recipient(operation) && to.is_none_or(str::is_empty) {
+        return Err(malformed("To is missing"));
+    }
+    Ok(Recognised {
+        operation,
+        host: target.host,
+        path: target.path.to_owned(),
+        account,
+        idempotency_key: idempotency_key(call)?,
+        token: twilio.token(call),
+        customer: None,
+        destination: to.map(str::to_owned),
+        fields,
+        parts: Vec::new(),
+        ids,
+    })
+}
+
+/// Twilio's SDKs write a phone number into a path with its `+` as it is.
+fn numbers_escaped<'a>(target: &Target<'a>) -> Cow<'a, str> {
+    let (before, last) = target.path.rsplit_once('/').unwrap_or(("", target.path));
+    match last.strip_prefix('+') {
+        Some(digits) if target.host != table::API => Cow::Owned(format!("{before}/%2B{digits}")),
+        _ => Cow::Borrowed(target.path),
+    }
+}
+
+/// The account that the path names. Every path of the core API names one.
+fn account(target: &Target<'_>, segments: &[Cow<'_, str>]) -> Result<Option<String>, Refusal> {
+    if target.host != table::API {
+        return Ok(None);
+    }
+    let named = match segments {
+        [version, accounts, named] if version == "2010-04-01" && accounts == "Accounts" => {
+            named.strip_suffix(".json").unwrap_or_default()
+        }
+        [version, accounts, named, ..] if version == "2010-04-01" && accounts == "Accounts" => named,
+        _ => "",
+    };
+    if is_sid(named, "AC") {
+        Ok(Some(named.to_owned()))
+    } else {
+        Err(unlisted(
+            "a path of Twilio's core API begins with /2010-04-01/Accounts/ and an account SID; give ids to the SDK as \
+             they are",
+        ))
+    }
+}
+
+const fn needs_recipient(operation: &Operation) -> bool {
+    matches!(
+        operation.name.as_bytes(),
+        b"messages.create"
+            | b"calls.create"
+            | b"conferences.participants.create"
+            | b"verify.verifications.create"
+    )
+}
+
+/// The fields of the query (GET, DELETE) or of the body (POST).
+fn fields(call: &Call, target: &Target<'_>) -> Result<Vec<(String, String)>, Refusal> {
+    if call.method != "POST" {
+        if !call.body.is_empty() {
+            return Err(malformed(format!("a {} has no body", call.method)));
+        }
+        return match target.query {
+            Some("") => Err(malformed("the URL has an empty query (a ? at its end)")),
+            // Lists take `DateSent>=…`: a name that ends in an inequality sign.
+            Some(query) => form::parse(
+                query
+                    .replace("%3E=", "_after=")
+                    .replace("%3C=", "_before=")
+                    .as_bytes(),
+                &NAMES,
+            ),
+            None => Ok(Vec::new()),
+        };
+    }
+    if target.query.is_some() {
+        return Err(malformed("a POST has no query; write its fields into the body"));
+    }
+    match headers::get(&call.headers, "content-type") {
+        Some(value) if headers::is_media_type(value, FORM) => {}
+        None if call.body.is_empty() => {}
+        _ => return Err(malformed(format!("the Content-Type of this operation is {FORM}"))),
+    }
+    if call.body.len() > form::MAX_BYTES {
+        return Err(malformed(format!(
+            "the form is longer than {} bytes",
+            form::MAX_BYTES
+        )));
+    }
+    form::parse(&numbered(&call.body)?, &NAMES)
+}
+
+/// The form with the repeated names of its lists numbered (`MediaUrl[0]`, `MediaUrl[1]`), so that every field has a name
+/// of its own. Twilio's own names have no brackets.
+fn numbered(body: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
+    let pairs = || body.split(|byte| *byte == b'&');
+    let key_of = |pair: &'_ [u8]| {
+        pair.split(|byte| *byte == b'=')
+            .next()
+            .unwrap_or_default()
+            .to_vec()
+    };
+    let mut keys: Vec<Vec<u8>> = pairs().map(key_of).collect();
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
+    if keys.iter().any(|key| !key.iter().all(plain)) {
+        return Err(malformed(
+            "the names of Twilio's fields are letters and digits, without brackets; repeat the name for each item of a list",
+        ));
+    }
+    keys.retain(|key| LISTS.iter().any(|name| name.as_bytes() == key));
+    let repeats = |key: &[u8]| keys.iter().filter(|other| *other == key).count() > 1;
+    if !keys.iter().any(|key| repeats(key)) {
+        return Ok(Cow::Borrowed(body));
+    }
+    let mut out = Vec::with_capacity(body.len().saturating_add(64));
+    let mut counts = vec![0_usize; LISTS.len()];
+    for (at, pair) in pairs().enumerate() {
+        if at > 0 {
+            out.push(b'&');
+        }
+        let key = key_of(pair);
+        let list = LISTS
+            .iter()
+            .position(|name| name.as_bytes() == key)
+            .filter(|_| repeats(&key));
+        match list.and_then(|list| counts.get_mut(list)) {
+            Some(count) => {
+                out.extend_from_slice(&key);
+                out.extend_from_slice(format!("[{count}]").as_bytes());
+                out.extend_from_slice(pair.get(key.len()..).unwrap_or_default());
+                *count = count.saturating_add(1);
+            }
+            None => out.extend_from_slice(pair),
+        }
+    }
+    Ok(Cow::Owned(out))
+}
+
+/// A key of the caller's tells its repeats apart here; Twilio takes none, so it goes no further.
+fn idempotency_key(call: &Call) -> Result<Option<String>, Refusal> {
+    match headers::get(&call.headers, "idempotency-key") {
+        Some(key) if key.is_empty() || key.len() > 255 => {
+            Err(malformed("an idempotency key has 1 to 255 characters"))
+        }
+        key => Ok(key.map(str::to_owned)),
+    }
+}
+
+fn value<'a>(fields: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    fields
+        .iter()
+        .find(|(key, _)| key == name)
+        .map(|(_, value)| value.as_str())
+}
+
+fn malformed(what: impl Into<String>) -> Refusal {
+    Refusal::new(Code::RequestMalformed, what)
+}
+
+fn unlisted(what: &str) -> Refusal {
+    Refusal::new(Code::EndpointNotAllowed, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(body: &str) -> String {
+        String::from_utf8(numbered(body.as_bytes()).unwrap().into_owned()).unwrap()
+    }
+
+    #[test]
+    fn lists_are_numbered_and_nothing_else_is_touched() {
+        for (body, expected) in [
+            ("", ""),
+            ("To=1&MediaUrl=a", "To=1&MediaUrl=a"),
+            (
+                "MediaUrl=a&To=1&MediaUrl=b%3D",
+                "MediaUrl[0]=a&To=1&MediaUrl[1]=b%3D",
+            ),
+            ("To=1&To=2", "To=1&To=2"),
+            ("MediaUrl&MediaUrl=a", "MediaUrl[0]&MediaUrl[1]=a"),
+        ] {
+            assert_eq!(shown(body), expected);
+        }
+        for body in [
+            "MediaUrl[0]=a",
+            "MediaUrl%5B0%5D=a",
+            "Media%55rl=a",
+            "MediaUrl =a",
+        ] {
+            assert!(numbered(body.as_bytes()).is_err(), "{body}");
+        }
+    }
+}
