@@ -1,5 +1,9 @@
 //! What live processes say again after their server came back without some of the log, and what keeps the ledger closed.
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![expect(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a failed unwrap is a failed test"
+)]
 
 use std::sync::Arc;
 
@@ -7,9 +11,12 @@ use keybrake::audit::{Audit, RowFilter};
 use keybrake::clock::SystemClock;
 use keybrake::error::ErrorKind;
 use keybrake::ledger::redis::RedisLedger;
-use keybrake::ledger::{EventFilter, EventKind, Grant, HoldFilter, KeyRecord, Ledger, StopScope};
+use keybrake::ledger::{
+    Ask, EventFilter, EventKind, Grant, HoldFilter, KeyRecord, LeaseAnswer, LeaseAsk, LeasedCall, Ledger,
+    StopScope, WindowKind,
+};
 use keybrake_testkit::redis::{Persistence, RedisOptions, Replicated};
-use keybrake_tests::books::{self, DOLLAR, admin, call, charged, lifetime, reserve};
+use keybrake_tests::books::{self, DOLLAR, NOW_MS, admin, call, charged, lifetime, reserve};
 use keybrake_tests::fleet::{Fleet, books_agree, events_of, used_and_held};
 
 async fn spend(ledger: &RedisLedger, key: &KeyRecord, id: &str) {
@@ -148,6 +155,97 @@ async fn scenario_09_an_idle_process_says_it_again_when_it_comes_back() {
     assert_eq!(quiet.stops().await.unwrap().len(), 1);
     spend(&quiet, &key, "four").await;
     books_agree(&quiet).await;
+}
+
+/// A process has a lease, and its server comes back from before the last step, or from before it was taken: the process
+/// says it again and goes on, and all that it may still do is held.
+#[tokio::test]
+async fn a_holder_goes_on_after_its_servers_data_was_older_than_its_lease() {
+    for taken in [false, true] {
+        let mut fleet = Fleet::start(Persistence::Always);
+        let ledger = fleet.open();
+        let now = NOW_MS.to_string();
+        let mut server = fleet.server.connect().unwrap();
+        server
+            .command(&["HSET", "kb:{fleet}:meta", "fixed", &now])
+            .unwrap();
+        let budget = books::calls("vk_1", WindowKind::Day, 8_000);
+        let key = books::key(&ledger, "vk_1", &[budget]).await.unwrap();
+        reserve(&ledger, books::read(&key, "before", NOW_MS))
+            .await
+            .unwrap()
+            .unwrap();
+        ledger.settle(charged("before", 0)).await.unwrap();
+        let mut yesterday = fleet.server.copy_data().unwrap();
+        let step = |number, keep, wanted, done: std::ops::Range<u64>| {
+            ledger.lease(lease_step(&key, (number, keep, wanted), done))
+        };
+        held_with(step(1, 0, 64, 0..0).await, 64);
+        if taken {
+            yesterday = fleet.server.copy_data().unwrap();
+        }
+        held_with(step(2, 60, 100, 0..4).await, 100);
+        assert_eq!(used_and_held(&ledger).await, (5, 160));
+        drop(server);
+        fleet.server.replace_data(&yesterday).unwrap();
+        fleet.server.restart().unwrap();
+
+        held_with(step(3, 100, 0, 4..64).await, 0);
+        let other = fleet.open();
+        assert_eq!(used_and_held(&other).await, (65, 100), "taken: {taken}");
+        // Nobody else gave the lease a step; so a stop finds it and waits for it.
+        let (stopped, refused) = tokio::join!(other.stop(StopScope::All, admin()), async {
+            while other.stops().await.unwrap().is_empty() {
+                tokio::task::yield_now().await;
+            }
+            step(4, 0, 0, 64..65).await
+        });
+        stopped.unwrap();
+        assert_eq!(refused.unwrap(), LeaseAnswer::Over { forfeited: false });
+        assert_eq!(used_and_held(&other).await, (66, 0));
+        books_agree(&other).await;
+    }
+}
+
+fn held_with(answer: keybrake::Result<LeaseAnswer>, added: u32) {
+    match answer.unwrap() {
+        LeaseAnswer::Held(held) => assert_eq!(held.added, added),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A step of `vk_1`'s lease: its number, calls kept and wanted, and the calls that it tells.
+fn lease_step(
+    key: &KeyRecord,
+    (number, keep, wanted): (u64, u32, u32),
+    done: std::ops::Range<u64>,
+) -> LeaseAsk {
+    let request = books::read(key, "lease", NOW_MS);
+    let Ask::Amount(amount) = request.ask else {
+        panic!("an amount")
+    };
+    let told = |index: u64| {
+        let id = format!("leased-{index}");
+        LeasedCall {
+            index: index + 1,
+            step: number,
+            facts: books::read(key, &id, NOW_MS).facts,
+            at_ms: NOW_MS,
+            not_after_ms: NOW_MS + 1_000,
+            settlement: Some(charged(&id, 0)),
+        }
+    };
+    LeaseAsk {
+        id: "lease-1".to_owned(),
+        number,
+        facts: request.facts,
+        charges: amount.charges,
+        keep,
+        wanted,
+        done: done.map(told).collect(),
+        ttl_ms: 500,
+        max_open_holds: 1_000,
+    }
 }
 
 /// Two processes know the same call: one made it, the other joined it. Both say it again, and it counts once.

@@ -161,6 +161,10 @@ macro_rules! conformance {
                 a_leased_call_ends_as_any_other,
                 a_call_under_way_becomes_a_hold_of_its_own,
                 a_stop_refuses_a_renewal_and_waits_for_the_lease,
+                a_lowered_cap_refuses_a_renewal,
+                a_lease_that_is_said_again_goes_on_from_its_last_step,
+                a_stop_waits_for_a_lease_that_was_said_again,
+                a_key_has_so_many_leases_below_it_and_no_more,
                 a_revocation_waits_for_the_leases_of_descendants;
             lessons:
                 lesson_01_hold_is_never_shrunk,

@@ -177,6 +177,10 @@ impl Ledger for LeasedLedger {
         self.inner.open_by_hand(admin).await
     }
 
+    async fn missing_events(&self) -> Result<Vec<(u64, u64)>> {
+        self.inner.missing_events().await
+    }
+
     async fn checks(&self) -> Result<Vec<LedgerCheck>> {
         self.inner.checks().await
     }

@@ -14,7 +14,7 @@ pub(super) fn is_remembered(name: &str) -> bool {
     match name.as_bytes().first() {
         Some(b'r' | b'a' | b'k' | b'i' | b'o') => true,
         Some(b'b') => name.starts_with("b:"),
-        Some(b'p') => !["p:unknown:", "p:key:", "p:act:"]
+        Some(b'p') => !["p:unknown:", "p:key:", "p:act:", "p:leases:"]
             .iter()
             .any(|other| name.starts_with(other)),
         _ => false,

@@ -334,6 +334,23 @@ pub(super) fn room(planned: &[Planned], back: i64) -> i64 {
     rooms.min().unwrap_or(i64::MAX).max(0)
 }
 
+/// Whether every enforced budget's cap still covers what stands in it when `back` such calls are returned; told to the
+/// store if one does not.
+pub(super) fn covers(step: &mut Step<'_>, planned: &[Planned], back: i64) -> bool {
+    let bound = planned
+        .iter()
+        .filter(|charge| charge.ask.enforce && charge.amount > 0);
+    for charge in bound {
+        let taken = charge.total.used.saturating_add(charge.total.held);
+        let returned = back.saturating_mul(charge.amount);
+        if taken.saturating_sub(returned) > charge.cap() {
+            charge.tell_of(step, Some(Code::CapHeld), returned.saturating_neg());
+            return false;
+        }
+    }
+    true
+}
+
 /// Tells the store that there is room for so many more such calls; fewer than none when some were returned.
 pub(super) fn tell_room(step: &mut Step<'_>, planned: &[Planned], calls: i64) {
     for charge in planned {

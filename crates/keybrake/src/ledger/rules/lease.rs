@@ -4,6 +4,7 @@
 //! each with its own event; what is never told is used when the lease's deadline passes. So the counters never show less
 //! than what the holder may have done, and a lease that ends with its process is not given out again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::charge::{self, Planned};
@@ -31,6 +32,10 @@ const LEAST: i64 = 4;
 const MARGIN_MS: i64 = 1_500;
 /// Before the end of a window nothing is leased, for the same half second.
 const WINDOW_MARGIN_MS: i64 = 500;
+
+/// Leases at or below one key. Each that is taken or given back reads and writes the list of them, for the key and for
+/// every ancestor; a call that finds it full is asked of the ledger.
+const MOST_LISTED: usize = 256;
 
 /// How a lease ended whose holder gave it back.
 pub(in crate::ledger) const GIVEN_BACK: &str = "given_back";
@@ -159,6 +164,11 @@ fn take(step: &mut Step<'_>, ask: &LeaseAsk) -> Result<LeaseAnswer> {
     if full || calls == 0 {
         return Ok(LeaseAnswer::Refused);
     }
+    if let Some(key_id) = &ask.facts.key_id
+        && listed_full(step, key_id, &key.ancestors)?
+    {
+        return Ok(LeaseAnswer::Refused);
+    }
     charge::tell_room(step, &planned, i64::from(calls));
     let mut deltas = Vec::with_capacity(planned.len());
     let charges = charge::take_times(step, planned, i64::from(calls), &mut deltas)?;
@@ -207,22 +217,24 @@ fn renew(
             ask.id, state.calls, ask.keep
         )));
     }
-    let present = match open(step, ask)? {
-        // A lease belongs to the windows that it was taken in.
-        Some((key, planned)) if charge::same_counters(&planned, &own.charges) => {
-            until(step, ask, &key, &planned)?.map(|until_ms| (planned, until_ms))
-        }
-        _ => None,
-    };
     // What it does not keep is free again, but for what was done of it.
     let spent = ask.done.iter().filter(|call| uses(call)).count();
     let back = i64::from(state.calls).saturating_sub(i64::from(ask.keep));
     let back = back.saturating_sub(i64::try_from(spent).unwrap_or(i64::MAX));
+    let present = match open(step, ask)? {
+        // A lease belongs to the windows that it was taken in; and what it keeps, to caps that may be lower by now.
+        Some((key, planned))
+            if charge::same_counters(&planned, &own.charges) && charge::covers(step, &planned, back) =>
+        {
+            until(step, ask, &key, &planned)?.map(|until_ms| (planned, until_ms))
+        }
+        _ => None,
+    };
     let added = match &present {
         Some((planned, _)) => share(charge::room(planned, back), ask.wanted),
         None => 0,
     };
-    if let Some((planned, _)) = present.as_ref().filter(|_| added > 0) {
+    if let Some((planned, _)) = &present {
         charge::tell_room(step, planned, i64::from(added).saturating_sub(back));
     }
     let tightest = charge::tightest(step, &own.charges)?;
@@ -311,16 +323,21 @@ fn note(
         facts: Some(Arc::clone(&own.facts)),
         state: Some(own.state),
         reason: reason.map(str::to_owned),
-        lease: Some(LeaseNote {
-            id: own.facts.call_id.clone(),
-            number: state.number,
-            at_ms: None,
-            late: false,
-            calls: Some(state.calls),
-        }),
+        lease: Some(note_of(&own.facts.call_id, state)),
         ..EventBody::default()
     };
     step.append(EventKind::Leased, Some(&own.facts.call_id), deltas, body)
+}
+
+/// What the log says of a lease after a step.
+pub(super) fn note_of(id: &str, state: &LeaseState) -> LeaseNote {
+    LeaseNote {
+        id: id.to_owned(),
+        number: state.number,
+        at_ms: None,
+        late: false,
+        calls: Some(state.calls),
+    }
 }
 
 fn save(
@@ -338,8 +355,19 @@ pub(in crate::ledger) fn leases_of(key_id: &str) -> String {
     format!("leases:{key_id}")
 }
 
+/// Whether so many leases stand at or below the key, or one of its ancestors, that their list takes no more.
+fn listed_full(step: &mut Step<'_>, key_id: &str, ancestors: &[String]) -> Result<bool> {
+    for id in std::iter::once(key_id).chain(ancestors.iter().map(String::as_str)) {
+        let listed = step.store.pointer(&leases_of(id))?;
+        if listed.is_some_and(|pointer| pointer.call_ids.len() >= MOST_LISTED) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Lists an open lease under its key and the key's ancestors, or takes it off.
-fn list(step: &mut Step<'_>, own: &Reservation, open: bool) -> Result<()> {
+pub(super) fn list(step: &mut Step<'_>, own: &Reservation, open: bool) -> Result<()> {
     let Some(key_id) = &own.facts.key_id else {
         return Ok(());
     };
@@ -371,16 +399,12 @@ pub fn leases(store: &mut dyn Store, clock_ms: i64, before: Before<'_>) -> Resul
             .map(|key| key.id)
             .collect(),
     };
-    let mut found = Vec::new();
+    let mut found = BTreeSet::new();
     for key_id in keys {
         let pointer: Option<Pointer> = step.store.pointer(&leases_of(&key_id))?;
-        for id in pointer.into_iter().flat_map(|pointer| pointer.call_ids) {
-            if !found.contains(&id) {
-                found.push(id);
-            }
-        }
+        found.extend(pointer.into_iter().flat_map(|pointer| pointer.call_ids));
     }
-    Ok(found)
+    Ok(found.into_iter().collect())
 }
 
 /// Whether a stop may cover calls of a key, or of a key below it. A key without a run makes calls of any.

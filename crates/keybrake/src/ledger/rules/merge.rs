@@ -25,6 +25,9 @@ pub(super) fn merge(there: &Reservation, claimed: &Reservation) -> Reservation {
     merged.not_after_ms = there.not_after_ms.max(claimed.not_after_ms);
     merged.changed_at_ms = there.changed_at_ms.max(claimed.changed_at_ms);
     merged.reply = base.reply.clone().or_else(|| other.reply.clone());
+    if let (Some(lease), Some(beside)) = (&mut merged.lease, &other.lease) {
+        lease.late = union(&lease.late, &beside.late);
+    }
     merged
 }
 
@@ -63,6 +66,12 @@ fn union<T: Clone + PartialEq>(first: &[T], second: &[T]) -> Vec<T> {
 
 /// Whether the first says more of the call's outcome than the second.
 fn says_more(first: &Reservation, second: &Reservation) -> bool {
+    // A later step of a lease knows of all before it, and its holder goes on from it, whatever became of an older one.
+    if let (Some(now), Some(then)) = (&first.lease, &second.lease)
+        && now.number != then.number
+    {
+        return now.number > then.number;
+    }
     if continues(first, second) || continues(second, first) {
         return continues(first, second);
     }

@@ -9,6 +9,7 @@ use super::charge::amount;
 use super::contributors;
 use super::identity;
 use super::keys::{check_def, note_group};
+use super::lease;
 use super::merge::merge;
 use super::object;
 use super::step::{Step, admin_body, split_bucket};
@@ -20,6 +21,9 @@ use crate::ledger::reassertion::{
 use crate::ledger::store::{Contributor, KeyState, Rolling, Store};
 use crate::ledger::types::{AdminNote, Charge, Reservation, State, Unit, Window};
 use crate::money::Usd;
+
+/// The reason in the event of a lease that stands again.
+const SAID_AGAIN: &str = "said_again";
 
 /// Merges all of it in. Caps, stops, revocations and versions of keys refuse nothing of it; each change has its event.
 pub fn reassert(store: &mut dyn Store, clock_ms: i64, said: &Reassertion) -> Result<Reasserted> {
@@ -216,7 +220,14 @@ fn call(step: &mut Step<'_>, asserted: &CallAssertion) -> Result<bool> {
         recount(step, charge, before.unwrap_or_default(), &mut deltas)?;
     }
     let body = body(&merged, there.as_ref());
-    step.append(EventKind::Reasserted, Some(call_id), deltas, body)?;
+    let kind = if merged.lease.is_some() {
+        // A stop that comes now has to find it.
+        lease::list(step, &merged, merged.state == State::Held)?;
+        EventKind::Leased
+    } else {
+        EventKind::Reasserted
+    };
+    step.append(kind, Some(call_id), deltas, body)?;
     let before = there.map(|there| (there.state, there.holds_something()));
     step.save(before, merged)?;
     Ok(true)
@@ -284,6 +295,7 @@ fn expose(
 }
 
 fn body(merged: &Reservation, there: Option<&Reservation>) -> EventBody {
+    let call_id = &merged.facts.call_id;
     let open = matches!(merged.state, State::Held | State::Unknown | State::Pending);
     let above = |call: &Reservation| {
         let above = call.used.checked_sub(call.reserved).unwrap_or_default();
@@ -301,7 +313,12 @@ fn body(merged: &Reservation, there: Option<&Reservation>) -> EventBody {
         amount_micros: Some(if open { merged.reserved } else { merged.used }.micros()),
         reply: Some(merged.reply_facts.clone()),
         state: Some(merged.state),
-        reason: merged.ended_by.clone().or_else(|| merged.unknown_reason.clone()),
+        reason: merged
+            .ended_by
+            .clone()
+            .or_else(|| merged.unknown_reason.clone())
+            .or_else(|| merged.lease.is_some().then(|| SAID_AGAIN.to_owned())),
+        lease: merged.lease.as_ref().map(|state| lease::note_of(call_id, state)),
         overrun_micros: (overrun > 0).then_some(overrun),
         pins: merged.pins.clone(),
         begins: there.is_none(),
