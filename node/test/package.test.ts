@@ -1,0 +1,100 @@
+// What is published, installed into an empty project outside the repository.
+import { execFileSync } from "node:child_process";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { type Simulator, simulator } from "../src/testing.js";
+
+const root = fileURLToPath(new URL("..", import.meta.url));
+const tsc = join(root, "node_modules", "typescript", "bin", "tsc");
+let place: string;
+let sim: Simulator;
+
+/** The program of README.md, as it stands there. */
+function example(): string {
+  const [, program] = /```ts\n([\s\S]*?)```/.exec(readFileSync(join(root, "README.md"), "utf8")) ?? [];
+  if (!program) throw new Error("README.md has no example");
+  return program;
+}
+
+function run(program: string, ...args: string[]): string {
+  const env = {
+    ...process.env,
+    STRIPE_SECRET_KEY: sim.secret,
+    KEYBRAKE_BASE_URL_STRIPE: sim.url,
+    KEYBRAKE_LEDGER: `sqlite:${join(place, "spend.db")}`,
+    VITEST: "",
+  };
+  return execFileSync(program, args, { cwd: place, env, encoding: "utf8" });
+}
+
+beforeAll(async () => {
+  sim = simulator();
+  place = mkdtempSync(join(tmpdir(), "keybrake-project-"));
+  writeFileSync(join(place, "package.json"), '{ "name": "empty", "private": true }\n');
+  const packed = execFileSync(process.execPath, [join(root, "scripts", "pack.mjs"), place], { encoding: "utf8" });
+  const tarballs = packed.trim().split("\n");
+  run("npm", "install", "--offline", "--no-audit", "--no-fund", "--no-package-lock", ...tarballs);
+  // The SDK and the types of Node, as the project would have installed them from the registry.
+  for (const name of ["stripe", "@types/node", "undici-types"]) {
+    mkdirSync(join(place, "node_modules", "@types"), { recursive: true });
+    symlinkSync(join(root, "node_modules", name), join(place, "node_modules", name));
+  }
+}, 120_000);
+
+afterAll(() => {
+  sim.stop();
+  rmSync(place, { recursive: true, force: true });
+});
+
+test("the README's example runs with import", async () => {
+  await sim.reset();
+  writeFileSync(join(place, "example.mts"), example());
+  writeFileSync(join(place, "example.mjs"), example());
+  expect(run(process.execPath, "example.mjs")).toMatch(/^\d+\.\d\d of 250\.00$/m);
+});
+
+test("the README's example runs with require", async () => {
+  const program = example().replace(/import \{ (.*) \} from "(.*)";/g, 'const { $1 } = require("$2");');
+  writeFileSync(join(place, "example.cjs"), program);
+  expect(run(process.execPath, "example.cjs")).toMatch(/^\d+\.\d\d of 250\.00$/m);
+});
+
+test("import and require of one process share errors, context and the default Keybrake", () => {
+  const program = `
+    import { createRequire } from "node:module";
+    import * as esm from "keybrake";
+    const cjs = createRequire(import.meta.url)("keybrake");
+    const error = await new cjs.Keybrake({ ledger: "nonsense:" }).ready().catch((error) => error);
+    console.log(error instanceof esm.ConfigError, error instanceof cjs.KeybrakeError, error instanceof esm.Denied);
+    console.log(esm.defaultKeybrake() === cjs.defaultKeybrake());
+    const run = await cjs.open({ policy: { vendor: "stripe", daily_usd_cap: 5, allowed_endpoints: ["reads"] } });
+    console.log(run.within(() => esm.currentRun()) === run);
+    await run.close();
+  `;
+  writeFileSync(join(place, "both.mjs"), program);
+  expect(run(process.execPath, "both.mjs").trim().split("\n")).toEqual(["true true false", "true", "true"]);
+});
+
+test.each([
+  ["node16", "node16", "example.mts"],
+  ["nodenext", "nodenext", "example.mts"],
+  ["esnext", "bundler", "example.mts"],
+  ["commonjs", "bundler", "example.cts"],
+])("the README's example type-checks in strict mode: module %s, resolution %s", (module, resolution, file) => {
+  writeFileSync(join(place, file), example());
+  const options = ["--strict", "--noEmit", "--target", "es2022", "--skipLibCheck", "false", "--types", "node"];
+  run(process.execPath, tsc, ...options, "--module", module, "--moduleResolution", resolution, file);
+});
+
+test("the command line is the same program", () => {
+  expect(run(join(place, "node_modules", ".bin", "keybrake"), "--version")).toMatch(/^keybrake \d/);
+  expect(run(join(place, "node_modules", ".bin", "keybrake"), "spend", "--json")).toContain("{");
+});
+
+test.each(["edge-light", "workerd", "browser"])("%s gets the error that helps", (condition) => {
+  const program = 'import("keybrake/stripe").catch((error) => console.log(error.message))';
+  expect(run(process.execPath, "-C", condition, "-e", program)).toMatch(/runtime = "nodejs"/);
+});
