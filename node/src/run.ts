@@ -153,7 +153,7 @@ export class Run implements AsyncDisposable {
 
   /** @internal Closes it after so long, whatever happens; does not keep the process alive. */
   closeAfter(ms: number): void {
-    this.#expiry ??= setTimeout(() => void this.close().catch(() => {}), ms).unref();
+    this.#expiry ??= setTimeout(() => void this.close().catch(() => {}), Math.min(ms, LONGEST)).unref();
   }
 
   /** @internal Notes a call; the adapters do it. */
@@ -175,6 +175,9 @@ export class Run implements AsyncDisposable {
     return around.run === this ? around : { ...NOWHERE, run: this };
   }
 }
+
+/** The longest a timer of Node waits, in milliseconds; a longer one would fire at once. */
+const LONGEST = 2 ** 31 - 1;
 
 /** The money budget with least left; a run without one has an empty one that caps nothing. */
 export function tightest(budgets: readonly Budget[]): Budget {

@@ -1,0 +1,44 @@
+/**
+ * Next.js's build with Keybrake in it: `export default withKeybrake({ ...nextConfig })`.
+ *
+ * The native module cannot be bundled, so `keybrake` stays a package that the server loads from `node_modules`. The
+ * SDKs that it extends stay there with it, so that there is one copy of each and `instanceof` on their errors holds.
+ */
+
+/** What this module reads and sets of a `NextConfig`. */
+interface Config {
+  serverExternalPackages?: string[];
+  outputFileTracingIncludes?: Record<string, string[]>;
+}
+
+/** The package, and the SDKs that its modules import. Those that are not installed do no harm. */
+const EXTERNAL = ["keybrake", "stripe", "twilio", "resend", "langchain", "@langchain/core"];
+
+/** Files that no trace of `require` finds, for `output: "standalone"` and serverless functions. */
+const NATIVE = ["./node_modules/keybrake/native/*.node", "./node_modules/@keybrake/*/*.node"];
+
+/** A Next.js configuration (an object, or a function that makes one) with what Keybrake needs. */
+export function withKeybrake<C extends object>(config?: C): C;
+export function withKeybrake<C extends object, A extends unknown[]>(
+  config: (...args: A) => C | Promise<C>,
+): (...args: A) => Promise<C>;
+export function withKeybrake(config: object | ((...args: unknown[]) => unknown) = {}): unknown {
+  if (typeof config === "function") {
+    const make = config as (...args: unknown[]) => Config | Promise<Config>;
+    return async (...args: unknown[]) => extended(await make(...args));
+  }
+  return extended(config);
+}
+
+function extended(config: Config): Config {
+  const { serverExternalPackages = [], outputFileTracingIncludes = {} } = config;
+  const everywhere = outputFileTracingIncludes["/**"] ?? [];
+  return {
+    ...config,
+    serverExternalPackages: [...new Set([...serverExternalPackages, ...EXTERNAL])],
+    outputFileTracingIncludes: {
+      ...outputFileTracingIncludes,
+      "/**": [...new Set([...everywhere, ...NATIVE])],
+    },
+  };
+}

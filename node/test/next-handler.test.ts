@@ -1,0 +1,253 @@
+import { afterEach, beforeEach, expect, expectTypeOf, test, vi } from "vitest";
+import { currentRun, denied, Keybrake, type Policy, type Run } from "../src/index.js";
+import { type Granted, withVaultKey } from "../src/next.js";
+import { withKeybrake } from "../src/next-config.js";
+import { createStripe } from "../src/stripe.js";
+import { type Simulator, simulator } from "../src/testing.js";
+
+const policy: Policy = { vendor: "stripe", daily_usd_cap: 250, allowed_endpoints: ["refunds.create", "reads"] };
+const request = (init?: RequestInit) => new Request("http://localhost/api/chat", { method: "POST", ...init });
+
+let sim: Simulator;
+let keybrake: Keybrake;
+/** Runs that the handlers were given, in order. */
+let runs: Run[];
+
+beforeEach(() => {
+  sim = simulator();
+  keybrake = new Keybrake({ ledger: "memory:", secrets: { stripe: sim.secret }, baseUrls: { stripe: sim.url } });
+  runs = [];
+});
+
+afterEach(async () => {
+  await keybrake.close();
+  sim.stop();
+});
+
+/** A Route Handler whose response has this body. */
+function handlerOf(body: (run: Run) => ReadableStream | string | null, more: { maxDuration?: number } = {}) {
+  return withVaultKey({ keybrake, policy, ...more }, async (_request, { run }) => {
+    runs.push(run);
+    return new Response(body(run), {
+      status: 201,
+      headers: [
+        ["set-cookie", "a=1"],
+        ["set-cookie", "b=2"],
+      ],
+    });
+  });
+}
+
+/** What the ledger says of a run's key, whatever the handle believes. */
+async function verdict(run: Run): Promise<string | null> {
+  return (await keybrake.check(run.token, "POST /v1/refunds", { charge: "ch_1", amount: 100 })).code;
+}
+
+function only(): Run {
+  expect(runs).toHaveLength(1);
+  return runs[0] as Run;
+}
+
+/** A body of pieces; `after` is what happens when they are read. */
+function pieces(count: number, after: (controller: ReadableStreamDefaultController) => void): ReadableStream {
+  let left = count;
+  return new ReadableStream(
+    {
+      pull(controller) {
+        if (left-- > 0) controller.enqueue(new TextEncoder().encode(`${left} `));
+        else after(controller);
+      },
+    },
+    { highWaterMark: 0 },
+  );
+}
+
+test("the key lives while the body is read and is revoked in the ledger when it ends", async () => {
+  const POST = handlerOf(() => pieces(3, (controller) => controller.close()));
+  const response = await POST(request());
+  expect(response.status).toBe(201);
+  expect(response.headers.getSetCookie()).toEqual(["a=1", "b=2"]);
+  const reader = response.body?.getReader();
+  await reader?.read();
+  expect(only().closed).toBe(false);
+  expect(await verdict(only())).toBeNull();
+  for (let end = await reader?.read(); !end?.done; end = await reader?.read());
+  expect(only().closed).toBe(true);
+  expect(only().signal.aborted).toBe(true);
+  expect(await verdict(only())).toBe("key_revoked");
+});
+
+test("a cancelled body revokes the key and cancels what feeds it", async () => {
+  const cancelled = vi.fn();
+  const POST = handlerOf(() => new ReadableStream({ cancel: cancelled }));
+  const response = await POST(request());
+  await response.body?.cancel("the user left");
+  expect(cancelled).toHaveBeenCalledWith("the user left");
+  expect(await verdict(only())).toBe("key_revoked");
+});
+
+test("a body that fails revokes the key and fails for its reader", async () => {
+  const POST = handlerOf(() => pieces(1, (controller) => controller.error(new Error("broken"))));
+  const response = await POST(request());
+  await expect(response.text()).rejects.toThrow("broken");
+  expect(await verdict(only())).toBe("key_revoked");
+});
+
+test("a body that nobody reads: the key is over after maxDuration, in the ledger and in the handle", async () => {
+  const POST = handlerOf(() => pieces(1, (controller) => controller.close()), { maxDuration: 1 });
+  await POST(request());
+  const run = only();
+  expect(await verdict(run)).toBeNull();
+  await new Promise((resolve) => run.signal.addEventListener("abort", resolve, { once: true }));
+  await run.close();
+  expect(await verdict(run)).toMatch(/^key_(revoked|expired)$/);
+});
+
+test("a client that goes away ends the run, also while its response has not been read", async () => {
+  const client = new AbortController();
+  const cancelled = vi.fn();
+  const POST = handlerOf(() => new ReadableStream({ cancel: cancelled }));
+  const response = await POST(request({ signal: client.signal }));
+  client.abort();
+  await expect(response.text()).rejects.toThrow();
+  await only().close();
+  expect(cancelled).toHaveBeenCalledOnce();
+  expect(await verdict(only())).toBe("key_revoked");
+});
+
+test("a client that left before the response, and HEAD: nobody will read the body", async () => {
+  const client = new AbortController();
+  const POST = withVaultKey({ keybrake, policy }, async (_request, { run }) => {
+    runs.push(run);
+    client.abort();
+    return new Response(new ReadableStream({}));
+  });
+  expect((await POST(request({ signal: client.signal }))).body).toBeNull();
+  await handlerOf(() => "text")(new Request("http://localhost/", { method: "HEAD" }));
+  expect(await Promise.all(runs.map(verdict))).toEqual(["key_revoked", "key_revoked"]);
+});
+
+test("no body, an error and a redirect end the run at once", async () => {
+  await handlerOf(() => null)(request());
+  const redirect = Object.assign(new Error("NEXT_REDIRECT"), { digest: "NEXT_REDIRECT;replace;/;307;" });
+  const POST = withVaultKey({ keybrake, policy }, async (_request, { run }): Promise<Response> => {
+    runs.push(run);
+    throw redirect;
+  });
+  await expect(POST(request())).rejects.toBe(redirect);
+  expect(await Promise.all(runs.map(verdict))).toEqual(["key_revoked", "key_revoked"]);
+});
+
+test("what a body does to be read belongs to the run, and a call after its end is refused unsent", async () => {
+  const [charge] = await sim.charges(1, 5000);
+  let late: () => Promise<unknown> = () => Promise.resolve();
+  const POST = handlerOf((run) => {
+    const stripe = createStripe(run);
+    late = () => stripe.refunds.create({ charge: charge as string });
+    let asked = false;
+    return new ReadableStream({
+      async pull(controller) {
+        if (asked) return controller.close();
+        asked = true;
+        expect(currentRun()).toBe(run);
+        const { id } = await stripe.refunds.create({ charge: charge as string });
+        controller.enqueue(new TextEncoder().encode(id));
+      },
+    });
+  });
+  expect(await (await POST(request())).text()).toMatch(/^re_/);
+  expect(only().calls).toHaveLength(1);
+  const error = await late().catch((error: unknown) => error);
+  expect(denied(error)?.code).toBe("key_expired");
+  expect(await sim.movements()).toBe(1);
+});
+
+test("the options may depend on the request and its params; keys of one run share its cap", async () => {
+  const charges = await sim.charges(3, 1000);
+  const POST = withVaultKey(
+    async (_request, { params }: { params: Promise<{ chat: string }> }) => ({
+      keybrake,
+      policy,
+      run: `chat_${(await params).chat}`,
+      narrow: { run_usd_cap: 20 },
+    }),
+    async (req, { run, params }) => {
+      expect(run.id).toBe(`chat_${(await params).chat}`);
+      const refund = createStripe(run).refunds.create({ charge: await req.text() });
+      return refund.then(
+        ({ id }) => Response.json({ id }),
+        (error: unknown) => Response.json({ code: denied(error)?.code }, { status: 403 }),
+      );
+    },
+  );
+  const statuses: number[] = [];
+  for (const charge of charges) {
+    const response = await POST(request({ body: charge }), { params: Promise.resolve({ chat: "7" }) });
+    statuses.push(response.status);
+    await response.text();
+  }
+  expect(statuses).toEqual([200, 200, 403]);
+  expect(await sim.moved()).toBe(2000);
+});
+
+test("a Server Action gets the run after its arguments, and it ends with the action", async () => {
+  const [charge] = await sim.charges(1, 5000);
+  const refund = withVaultKey({ keybrake, policy }, async (state: number, form: FormData, { run }: Granted) => {
+    runs.push(run);
+    await createStripe(run).refunds.create({ charge: String(form.get("charge")) });
+    return state + 1;
+  });
+  expectTypeOf(refund).toEqualTypeOf<(state: number, form: FormData) => Promise<number>>();
+  const form = new FormData();
+  form.set("charge", charge as string);
+  expect(await refund(1, form)).toBe(2);
+  expect(await verdict(only())).toBe("key_revoked");
+  expect(await sim.moved()).toBe(5000);
+});
+
+test("a Server Action that returns a stream keeps its run until the stream ends", async () => {
+  const act = withVaultKey({ keybrake, policy }, async ({ run }: Granted) => {
+    runs.push(run);
+    return (async function* () {
+      yield 1;
+      yield 2;
+    })();
+  });
+  const seen: number[] = [];
+  for await (const item of await act()) {
+    seen.push(item);
+    expect(only().closed).toBe(false);
+  }
+  expect(seen).toEqual([1, 2]);
+  expect(await verdict(only())).toBe("key_revoked");
+});
+
+test("the key of a token is not revoked, since it was not made for the request", async () => {
+  const key = await keybrake.issue(policy);
+  const POST = withVaultKey({ keybrake, token: key }, async (_request, { run }) => {
+    runs.push(run);
+    return new Response("done");
+  });
+  await (await POST(request())).text();
+  expect(only().closed).toBe(true);
+  expect(await verdict(only())).toBeNull();
+});
+
+test.each([0, 1.5, 86_401, Number.NaN])("maxDuration %s is refused", async (maxDuration) => {
+  await expect(handlerOf(() => null, { maxDuration })(request())).rejects.toThrow("whole seconds from 1 to 86400");
+});
+
+test("withKeybrake adds to a configuration, an object or a function, and keeps the rest", async () => {
+  const given = { serverExternalPackages: ["sharp", "stripe"], poweredByHeader: false };
+  const config = withKeybrake(given) as typeof given & { outputFileTracingIncludes: Record<string, string[]> };
+  expect(config.poweredByHeader).toBe(false);
+  expect(config.serverExternalPackages.filter((name) => name === "stripe")).toHaveLength(1);
+  expect(config.serverExternalPackages).toEqual(expect.arrayContaining(["sharp", "keybrake"]));
+  expect(config.outputFileTracingIncludes["/**"]).toContain("./node_modules/keybrake/native/*.node");
+  expect(given.serverExternalPackages).toEqual(["sharp", "stripe"]);
+  const made = await withKeybrake(async (phase: string) => ({
+    distDir: phase,
+    serverExternalPackages: [] as string[],
+  }))("p");
+  expect(made).toMatchObject({ distDir: "p", serverExternalPackages: expect.arrayContaining(["keybrake"]) });
+});
