@@ -7,6 +7,8 @@ import { fileURLToPath } from "node:url";
 const root = join(dirname(fileURLToPath(import.meta.url)), "..");
 const tsc = join(root, "node_modules", "typescript", "bin", "tsc");
 
+const loaders = ["native.cjs", "native.d.cts", "native-path.cjs", "native-path.d.cts"];
+
 rmSync(join(root, "dist"), { recursive: true, force: true });
 for (const [kind, type] of [
   ["esm", "module"],
@@ -15,6 +17,6 @@ for (const [kind, type] of [
   const out = join(root, "dist", kind);
   mkdirSync(out, { recursive: true });
   writeFileSync(join(out, "package.json"), `${JSON.stringify({ type, sideEffects: false })}\n`);
-  for (const loader of ["native.cjs", "native.d.cts"]) copyFileSync(join(root, "src", loader), join(out, loader));
+  for (const loader of loaders) copyFileSync(join(root, "src", loader), join(out, loader));
   execFileSync(process.execPath, [tsc, "-p", `tsconfig.${kind}.json`], { cwd: root, stdio: "inherit" });
 }

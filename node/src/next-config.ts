@@ -5,6 +5,9 @@
  * SDKs that it extends stay there with it, so that there is one copy of each and `instanceof` on their errors holds.
  */
 
+import { dirname, relative } from "node:path";
+import { nativePath } from "./native-path.cjs";
+
 /** What this module reads and sets of a `NextConfig`. */
 interface Config {
   serverExternalPackages?: string[];
@@ -13,9 +16,6 @@ interface Config {
 
 /** The package, and the SDKs that its modules import. Those that are not installed do no harm. */
 const EXTERNAL = ["keybrake", "stripe", "twilio", "resend", "langchain", "@langchain/core"];
-
-/** Files that no trace of `require` finds, for `output: "standalone"` and serverless functions. */
-const NATIVE = ["./node_modules/keybrake/native/*.node", "./node_modules/@keybrake/*/*.node"];
 
 /** A Next.js configuration (an object, or a function that makes one) with what Keybrake needs. */
 export function withKeybrake<C extends object>(config?: C): C;
@@ -33,12 +33,26 @@ export function withKeybrake(config: object | ((...args: unknown[]) => unknown) 
 function extended(config: Config): Config {
   const { serverExternalPackages = [], outputFileTracingIncludes = {} } = config;
   const everywhere = outputFileTracingIncludes["/**"] ?? [];
+  const native = nativeFiles();
   return {
     ...config,
     serverExternalPackages: [...new Set([...serverExternalPackages, ...EXTERNAL])],
     outputFileTracingIncludes: {
       ...outputFileTracingIncludes,
-      "/**": [...new Set([...everywhere, ...NATIVE])],
+      "/**": [...new Set([...everywhere, ...native])],
     },
   };
+}
+
+/**
+ * What no trace of `require` finds, for `output: "standalone"` and serverless functions: the folder of the native
+ * module, as seen from the application, in which the build runs. Without one here, loading it will say what is missing.
+ */
+function nativeFiles(): string[] {
+  try {
+    const place = relative(process.cwd(), dirname(nativePath())).replaceAll("\\", "/");
+    return [`${place.startsWith(".") ? place : `./${place}`}/*`];
+  } catch {
+    return [];
+  }
 }
