@@ -10,9 +10,9 @@
  */
 
 import type { StopCondition, ToolExecutionOptions, ToolSet } from "ai";
-import { here, within } from "./context.js";
 import { type Denied, denied } from "./errors.js";
 import type { Run } from "./run.js";
+import { inTool } from "./tools.js";
 
 /**
  * The tools, each running in `run`: its calls are attributed to it, its `abortSignal` also aborts when the run ends,
@@ -69,19 +69,11 @@ function governTool(run: Run, name: string, tool: AnyTool): AnyTool {
   if (typeof execute !== "function") return tool;
   const governed = (input: unknown, options: Options): unknown => {
     const abortSignal = options?.abortSignal ? AbortSignal.any([options.abortSignal, run.signal]) : run.signal;
-    const work = <R>(step: () => R): R => inRun(run, name, options?.toolCallId, step);
+    const work = <R>(step: () => R): R => inTool(run, name, options?.toolCallId, step);
     const result = attempt(() => work(() => execute.call(tool, input, { ...options, abortSignal })));
     return isIterable(result) ? each(result, work) : Promise.resolve(result).then(told, refuse);
   };
   return { ...tool, execute: governed } as AnyTool;
-}
-
-/** The step that is current stays; the audit learns which tool it was. */
-function inRun<T>(run: Run, tool: string, callId: string | undefined, work: () => T): T {
-  const around = here();
-  const mine = around.run === run ? around : { run, step: null, item: null, context: {} };
-  const context = { ...mine.context, tool, ...(callId === undefined ? {} : { tool_call_id: callId }) };
-  return within({ ...mine, run, context }, work);
 }
 
 /** A tool that yields its progress: each turn runs in the run. */

@@ -76,9 +76,10 @@ test("a model that loops on a refused tool reads our words alone, and nothing re
   const before = (await sim.requests("/v1/refunds", "POST")).length;
   const model = stubborn(charges[2] as string);
   await generateText({ model, prompt: "refund", tools: governTools(run, tools(run)), stopWhen: isStepCount(4) });
-  const words = run.calls.length > 0 && read(model);
+  const words = read(model) as { type: string; value: string }[];
   expect(words).toHaveLength(3);
-  for (const output of words as { type: string; value: string }[]) {
+  expect(run.calls).toHaveLength(4);
+  for (const output of words) {
     expect(output.type).toBe("error-text");
     expect(output.value).toMatch(/^NOT DONE\. Spending limit reached: this refund of \$50\.00 was refused/);
     expect(output.value).toMatch(/Tell the user\.$/);
