@@ -1,5 +1,6 @@
 /** What can go wrong, and the refusal: an ordinary answer that code meets as an error. */
 
+import { types } from "node:util";
 import { usdFromMicros } from "./money.js";
 import native from "./native.cjs";
 import { type Budget, type BudgetView, budgetFrom, type Code, type ExistingCall, type StopInfo } from "./types.js";
@@ -265,7 +266,8 @@ const KINDS: Record<string, new (message: string, options?: ErrorOptions) => Key
 
 /** A failure of the native module (`kind: text`) as the class that fits. */
 export function fromNative(error: unknown): unknown {
-  if (!(error instanceof Error) || error instanceof KeybrakeError) return error;
+  // Not `instanceof Error`: the native module's errors are of the main realm, and jest runs code in another.
+  if (!types.isNativeError(error) || error instanceof KeybrakeError) return error;
   const found = /^([a-z_]+): ([\s\S]*)$/.exec(error.message);
   const kind = found?.[1] === undefined ? undefined : KINDS[found[1]];
   return kind ? new kind(found?.[2] ?? "") : error;

@@ -1,14 +1,19 @@
 /**
- * For tests of agents: a simulator of Stripe with its own journal of the money that moved.
+ * For tests of agents, under vitest, jest or any other runner: a simulator of Stripe with its own journal of the money
+ * that moved, and a `Keybrake` that spends there.
  *
- *     using sim = simulator();
- *     const kb = new Keybrake({ ledger: "memory:", secrets: { stripe: sim.secret }, baseUrls: { stripe: sim.url } });
- *     ...
- *     expect(await sim.moved("refund")).toBe(5000);
+ *     const books = testKeybrake({ beforeEach, afterEach }); // those of vitest or jest: new books for each test
+ *     test("...", async () => {
+ *       const run = await books.open({ policy });
+ *       ...
+ *       expect(await books.sim.moved("refund")).toBe(5000);
+ *     });
  */
 
-import { translated } from "./errors.js";
+import { ConfigError, translated } from "./errors.js";
+import { Keybrake, type KeybrakeOptions, type OpenOptions } from "./keybrake.js";
 import native from "./native.cjs";
+import type { Run } from "./run.js";
 
 /** Something that goes wrong with the next matching requests. */
 export interface Fault {
@@ -138,4 +143,102 @@ type Totals = Record<string, Record<string, { net?: number; count?: number }>>;
 /** A simulator inside this process, on a free port of 127.0.0.1 unless told otherwise. */
 export function simulator(options: { port?: number } = {}): Simulator {
   return new Simulator(translated(() => new native.Simulator(options.port ?? 0)));
+}
+
+/** `beforeEach` and `afterEach` of a test runner. */
+export interface RunnerHooks {
+  beforeEach(work: () => void): unknown;
+  afterEach(work: () => Promise<void>): unknown;
+}
+
+/** What `testKeybrake` is made of: the settings of its `Keybrake` (whose ledger is in memory), and the runner's hooks. */
+export interface TestOptions extends Omit<KeybrakeOptions, "ledger">, Partial<RunnerHooks> {}
+
+/**
+ * A `Keybrake` with a ledger in memory, whose calls to Stripe go to a simulator in this process. With the hooks of a
+ * runner, given once at the top of a test file, every test gets new ones; without, there is one, to be closed
+ * (`await using`, or `close`).
+ */
+export function testKeybrake(options: TestOptions = {}): TestKeybrake {
+  const { beforeEach, afterEach, ...settings } = options;
+  if (!beforeEach !== !afterEach)
+    throw new ConfigError("testKeybrake needs both hooks, or none: beforeEach, afterEach");
+  const books = new TestKeybrake(settings);
+  if (!beforeEach || !afterEach) {
+    books.start();
+    return books;
+  }
+  beforeEach(() => books.start());
+  afterEach(() => books.close());
+  return books;
+}
+
+interface Books {
+  sim: Simulator;
+  keybrake: Keybrake;
+  runs: Run[];
+}
+
+/** The books of one test. */
+export class TestKeybrake implements AsyncDisposable {
+  readonly #settings: Omit<KeybrakeOptions, "ledger">;
+  #now: Books | null = null;
+
+  /** @internal Use `testKeybrake`. */
+  constructor(settings: Omit<KeybrakeOptions, "ledger">) {
+    this.#settings = settings;
+  }
+
+  /** The simulator. Its journal is the truth about which money moved. */
+  get sim(): Simulator {
+    return this.#current().sim;
+  }
+
+  /** The `Keybrake`, to give to the code under test. */
+  get keybrake(): Keybrake {
+    return this.#current().keybrake;
+  }
+
+  /** A run that is closed with the test. */
+  async open(options: OpenOptions): Promise<Run> {
+    const { keybrake, runs } = this.#current();
+    const run = await keybrake.open(options);
+    runs.push(run);
+    return run;
+  }
+
+  /** @internal The runner's hook calls it. */
+  start(): void {
+    const sim = simulator();
+    const { secrets, baseUrls, ...more } = this.#settings;
+    const keybrake = new Keybrake({
+      ...more,
+      ledger: "memory:",
+      secrets: { stripe: sim.secret, ...secrets },
+      baseUrls: { stripe: sim.url, ...baseUrls },
+    });
+    this.#now = { sim, keybrake, runs: [] };
+  }
+
+  /** Closes its runs, the `Keybrake` and the simulator. Safe to repeat. */
+  async close(): Promise<void> {
+    if (!this.#now) return;
+    const { sim, keybrake, runs } = this.#now;
+    this.#now = null;
+    try {
+      await Promise.all(runs.map((run) => run.close()));
+    } finally {
+      await keybrake.close();
+      sim.stop();
+    }
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  #current(): Books {
+    if (!this.#now) throw new ConfigError("these books are not open: use them inside a test, and not after `close`");
+    return this.#now;
+  }
 }
