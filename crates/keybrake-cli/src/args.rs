@@ -539,6 +539,26 @@ pub(crate) enum LedgerCommand {
         #[arg(long)]
         reason: String,
     },
+    /// Tell it again, from an archive, what its server lost
+    #[command(after_help = "Examples:
+  keybrake ledger restore --from postgres://keybrake@db/audit
+  keybrake ledger restore --from sqlite:audit.db --ledger \"redis://kb-prod:6379?ns=prod\"
+
+What the archive has and the ledger lacks is said again: calls, keys, revocations, stops, caps. Nothing in the ledger is
+lowered, and nothing counts twice: it may be killed, begun again, and run while programs use the ledger. A ledger whose
+data is gone is made again with the same id; that needs KEYBRAKE_MASTER_KEY. It never opens the ledger: what happened after
+the archive was drained last is not in it. The programs that saw that open it, or a person: keybrake ledger open.")]
+    Restore(RestoreArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RestoreArgs {
+    /// The archive: sqlite:FILE or postgres://user@host/database; else KEYBRAKE_ARCHIVE, else archive in keybrake.toml
+    #[arg(long, value_name = "URL")]
+    pub(crate) from: Option<String>,
+    /// Which log of the archive, when that is not clear: LEDGER-ID or LEDGER-ID/NAMESPACE
+    #[arg(long, value_name = "LOG")]
+    pub(crate) log: Option<String>,
 }
 
 #[derive(Args, Debug)]

@@ -11,6 +11,7 @@ mod keys;
 mod ledger;
 mod policy;
 mod reconcile;
+mod restore;
 mod simulate;
 mod spend;
 mod stop;

@@ -13,5 +13,6 @@ mod control;
 mod governed;
 mod questions;
 mod redis;
+mod restore;
 mod settings;
 mod terminal;

@@ -192,12 +192,7 @@ impl<'a> Drain<'a> {
     }
 
     async fn page(&self, after_seq: u64, limit: u32) -> Result<Vec<Event>> {
-        let filter = EventFilter {
-            after_seq,
-            limit,
-            ..EventFilter::default()
-        };
-        self.ledger.events(filter).await
+        page(self.ledger, after_seq, limit).await
     }
 
     async fn next(&self, state: &LogState) -> Result<Next> {
@@ -242,37 +237,8 @@ impl<'a> Drain<'a> {
         ))
     }
 
-    /// The last event that ledger and archive have in common. What was before it is the same, so halving finds it.
     async fn fork(&self, state: &LogState) -> Result<Next> {
-        let backlog = self.ledger.backlog().await?;
-        // What was trimmed was compared when it was drained.
-        let mut same_seq = backlog.first_seq.saturating_sub(1).min(state.seq);
-        let mut other_seq = state.seq.min(backlog.last_seq.saturating_add(1)).max(same_seq);
-        if backlog.last_seq < state.seq {
-            other_seq = backlog.last_seq.saturating_add(1).max(same_seq);
-        }
-        while other_seq.saturating_sub(same_seq) > 1 {
-            let middle = same_seq.midpoint(other_seq);
-            if self.has(state, middle).await? {
-                same_seq = middle;
-            } else {
-                other_seq = middle;
-            }
-        }
-        Ok(Next::Fork(same_seq))
-    }
-
-    /// Whether the ledger has the event that was drained under this number.
-    async fn has(&self, state: &LogState, seq: u64) -> Result<bool> {
-        let page = self.page(seq.saturating_sub(1), 1).await?;
-        let Some(event) = page.first().filter(|event| event.seq == seq) else {
-            return Ok(false);
-        };
-        match self.archive.event_at(state, seq).await? {
-            Some(kept) => same(event, &kept),
-            // In a gap of the archive there is nothing to compare with.
-            None => Ok(true),
-        }
+        common_seq(self.ledger, self.archive, state).await.map(Next::Fork)
     }
 
     async fn new_checkpoints(&self, state: &LogState) -> Result<Vec<crate::ledger::Checkpoint>> {
@@ -282,7 +248,10 @@ impl<'a> Drain<'a> {
 
     /// The records that these events are about, read after them: as of their last event, or later.
     async fn records(&self, events: &[Event], everything: bool) -> Result<Records> {
-        let mut records = Records::default();
+        let mut records = Records {
+            binding: Some(self.ledger.secret().bound_to(&self.name.ledger)?),
+            ..Records::default()
+        };
         let calls = events.iter().filter(|event| {
             !matches!(
                 event.kind,
@@ -322,6 +291,48 @@ impl<'a> Drain<'a> {
             records.stops = Some(self.ledger.stops().await?);
         }
         Ok(records)
+    }
+}
+
+async fn page(ledger: &dyn Ledger, after_seq: u64, limit: u32) -> Result<Vec<Event>> {
+    let filter = EventFilter {
+        after_seq,
+        limit,
+        ..EventFilter::default()
+    };
+    ledger.events(filter).await
+}
+
+/// The number of the last event that ledger and archive have in common. What was before it is the same, so halving finds
+/// it.
+pub(super) async fn common_seq(ledger: &dyn Ledger, archive: &Archive, state: &LogState) -> Result<u64> {
+    let backlog = ledger.backlog().await?;
+    let first = page(ledger, 0, 1).await?;
+    // What was trimmed was compared when it was drained. What was lost was not.
+    let lost_after = first.first().and_then(Event::lost_after).unwrap_or(u64::MAX);
+    let gone = backlog.first_seq.saturating_sub(1).min(lost_after);
+    let mut same_seq = gone.min(state.seq);
+    let mut other_seq = state.seq.min(backlog.last_seq).max(same_seq).saturating_add(1);
+    while other_seq.saturating_sub(same_seq) > 1 {
+        let middle = same_seq.midpoint(other_seq);
+        if has(ledger, archive, state, middle).await? {
+            same_seq = middle;
+        } else {
+            other_seq = middle;
+        }
+    }
+    Ok(same_seq)
+}
+
+/// Whether the ledger has the event that was drained under this number, or next after it where there is none.
+async fn has(ledger: &dyn Ledger, archive: &Archive, state: &LogState, seq: u64) -> Result<bool> {
+    let Some(kept) = archive.event_from(state, seq).await? else {
+        return Ok(true);
+    };
+    let found = page(ledger, kept.seq.saturating_sub(1), 1).await?;
+    match found.first() {
+        Some(event) if event.seq == kept.seq => same(event, &kept),
+        _ => Ok(false),
     }
 }
 

@@ -1,12 +1,14 @@
 //! What happened: the event log projected into one row for each call, ready questions, and exports.
 //!
 //! The log is the truth. Rows are folded from pages of events, so that memory stays bounded however long the log is.
-//! [`drain`] takes it to an [`Archive`], and the same questions are answered from there.
+//! [`drain`] takes it to an [`Archive`], and the same questions are answered from there; [`restore`] tells a ledger again
+//! what it lost.
 
 pub mod archive;
 pub mod drain;
 mod export;
 mod query;
+pub mod restore;
 mod row;
 mod rows;
 mod source;
@@ -18,6 +20,7 @@ pub use archive::Archive;
 pub use drain::{Drain, DrainOptions};
 pub use export::{Exported, Format, printable, write_rows};
 pub use query::{CapHits, Outlook, SlowOperation, SpendBy, SpendLine};
+pub use restore::{Restore, Restored};
 pub use row::{AuditRow, COLUMNS, time_text};
 pub use rows::{RowFilter, Rows};
 pub use source::{ArchivedLog, Log};

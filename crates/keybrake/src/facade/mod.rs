@@ -13,7 +13,7 @@ pub use issue::{IssueBuilder, IssuedKey, OpenBuilder};
 pub use reconcile::{Reconciled, Resolution};
 pub use run::Run;
 
-use crate::audit::{self, Archive, Audit, AuditRow, Drain, DrainOptions, RowFilter};
+use crate::audit::{self, Archive, Audit, AuditRow, Drain, DrainOptions, Restore, Restored, RowFilter};
 use crate::brake::{Brake, Credentials, Limits};
 use crate::client::Shell;
 use crate::clock::{Clock, SystemClock};
@@ -167,6 +167,21 @@ impl Keybrake {
             seq: step.state.seq,
             trimmed,
         })
+    }
+
+    /// Says again, from an archive, what the ledger's server has lost: a Redis server that came back with older data, or
+    /// with none. Nothing in the ledger is lowered and nothing counts twice, so it may be repeated, and run beside others.
+    /// It opens nothing: the processes that saw what happened last do, or a person. A ledger without a master key whose data
+    /// is gone altogether can be restored by a process only that has had it open, since its secret is gone with the
+    /// data.
+    ///
+    /// # Errors
+    /// `NotFound` when the archive has nothing of this ledger; `LedgerCorrupt` when the archive is not whole; `Config` when
+    /// it is another ledger's; `LedgerUnavailable` when ledger or archive do not answer.
+    pub async fn restore(&self, from: &str) -> Result<Restored> {
+        let archive = Archive::open_existing(from).await?;
+        let ledger = self.ledger().as_ref();
+        Restore::new(ledger, &archive).await?.run(|_| {}).await
     }
 
     /// Ends one key for good; answers whether it was open.

@@ -23,10 +23,10 @@ use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::journal::Journal;
 use crate::ledger::{
-    self, AdminNote, Backlog, BudgetDef, BudgetUsage, Checkpoint, Event, EventFilter, HoldFilter, IssueKey,
-    KeyRecord, LeaseAnswer, LeaseAsk, Ledger, LedgerCheck, LedgerInfo, LedgerSecret, Reasserted, Reassertion,
-    Reservation, ReserveAnswer, ReserveRequest, Scope, SettleAnswer, Settlement, Stop, StopAnswer, StopScope,
-    StopWatch, TokenHash, VerifyReport,
+    self, AdminNote, ArchivedPart, Backlog, BudgetDef, BudgetUsage, Checkpoint, Event, EventFilter,
+    HoldFilter, IssueKey, KeyRecord, LeaseAnswer, LeaseAsk, Ledger, LedgerCheck, LedgerInfo, LedgerSecret,
+    Life, Reasserted, Reassertion, Reservation, ReserveAnswer, ReserveRequest, Scope, SettleAnswer,
+    Settlement, Stop, StopAnswer, StopScope, StopWatch, TokenHash, VerifyReport,
 };
 
 /// Opens the ledger of a URL as [`ledger::open`] does; with `lease_ms` in it, one that decides from leases.
@@ -179,6 +179,18 @@ impl Ledger for LeasedLedger {
 
     async fn missing_events(&self) -> Result<Vec<(u64, u64)>> {
         self.inner.missing_events().await
+    }
+
+    async fn id(&self) -> Result<String> {
+        self.inner.id().await
+    }
+
+    async fn life(&self) -> Result<Life> {
+        self.inner.life().await
+    }
+
+    async fn await_archived(&self, part: &ArchivedPart) -> Result<Life> {
+        self.inner.await_archived(part).await
     }
 
     async fn checks(&self) -> Result<Vec<LedgerCheck>> {

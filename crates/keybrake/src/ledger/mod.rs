@@ -44,8 +44,10 @@ pub use backlog::{Archives, Backlog, Drained};
 pub use events::{AdminAct, Delta, Event, EventBody, EventFilter, EventKind, IdentityNote, LeaseNote};
 pub use lease::{LeaseAnswer, LeaseAsk, LeaseHeld, LeaseState, LeasedCall, MOST_CALLS as MOST_LEASED_CALLS};
 pub use memory::MemoryLedger;
-pub use open::{open, without_leases};
-pub use reassertion::{BudgetAssertion, CallAssertion, KeyAssertion, Reasserted, Reassertion, StopAssertion};
+pub use open::{namespace, open, open_to_restore, without_leases};
+pub use reassertion::{
+    ArchivedPart, BudgetAssertion, CallAssertion, KeyAssertion, Life, Reasserted, Reassertion, StopAssertion,
+};
 pub use store::Checkpoint;
 pub use types::*;
 
@@ -118,6 +120,30 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     /// ranges from first to last: why it stays closed. At most some dozens of ranges.
     async fn missing_events(&self) -> Result<Vec<(u64, u64)>> {
         Ok(Vec::new())
+    }
+
+    /// The random id that it was made with. Known also while its server has nothing of it any more.
+    async fn id(&self) -> Result<String> {
+        Ok(self.info().await?.id)
+    }
+
+    /// Whether it decides. A ledger that needs no server always does.
+    ///
+    /// # Errors
+    /// `Config` when another ledger stands in its place.
+    async fn life(&self) -> Result<Life> {
+        Ok(Life::Open)
+    }
+
+    /// Prepares a ledger for what an archive will say again ([`reassert`](Self::reassert)). One that is closed waits from
+    /// then on for all of it ([`Reassertion::covers`]), whoever says it, or for a person who opens it without. One whose
+    /// data is gone is made again with the same id, closed. One that is open stays open. Answers how it stands then.
+    ///
+    /// # Errors
+    /// `Config` when another ledger stands in its place.
+    async fn await_archived(&self, part: &ArchivedPart) -> Result<Life> {
+        let _ = part;
+        self.life().await
     }
 
     /// What a person should know of where the ledger is kept. Nothing, for one that needs no server.

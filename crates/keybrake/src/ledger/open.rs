@@ -42,6 +42,46 @@ pub fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Arc<dyn Ledger>> {
     }
 }
 
+/// Opens the ledger with this id at a URL to restore it from its archive, whether or not its data is still there. Nothing
+/// is made: [`Ledger::await_archived`] does that.
+///
+/// # Errors
+/// As [`open`]; `Config` when another ledger stands there, and for one in a file whose data is gone: its secret is gone
+/// with it.
+pub async fn open_to_restore(url: &str, clock: Arc<dyn Clock>, id: &str) -> Result<Arc<dyn Ledger>> {
+    let (plain, _) = without_leases(url)?;
+    if plain
+        .split_once(':')
+        .is_some_and(|(scheme, _)| scheme.starts_with("redis"))
+    {
+        let master = crate::config::master_key()?;
+        let master = master.as_ref().map(|key| key.as_slice());
+        return Ok(Arc::new(RedisLedger::open_to_restore(&plain, clock, master, id)?));
+    }
+    let ledger = open(url, clock)?;
+    let found = ledger.id().await?;
+    if found != id {
+        return Err(Error::config(format!(
+            "the archive's ledger has the id {id}, and the one at this URL {found}: it is another ledger. One whose file is \
+             gone cannot be restored, since its secret is gone with it: put a backup of the file back first"
+        )));
+    }
+    Ok(ledger)
+}
+
+/// The namespace that a URL names; empty for a ledger that has none.
+///
+/// # Errors
+/// As [`open`], for URLs.
+pub fn namespace(url: &str) -> Result<String> {
+    let (url, _) = without_leases(url)?;
+    match url.split_once(':') {
+        Some(("sqlite", rest)) => Ok(sqlite(rest)?.1.to_owned()),
+        Some((scheme, _)) if scheme.starts_with("redis") => super::redis::namespace(&url),
+        _ => Ok(String::new()),
+    }
+}
+
 /// The URL without its `lease_ms`, and what that is, in milliseconds: how long a process may decide by itself from what
 /// it has leased of a key's budgets.
 ///

@@ -33,6 +33,31 @@ pub struct Reassertion {
     pub covers: Vec<(u64, u64)>,
 }
 
+/// Whether a ledger decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Life {
+    /// It does.
+    Open,
+    /// Its server has started anew or lost events: it waits for those that know what it held, or for a person.
+    Closed,
+    /// Its server has nothing of it any more.
+    Gone,
+}
+
+/// Up to where an archive has the log of a ledger that may have lost some of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArchivedPart {
+    /// The archive's random id, in hexadecimal digits.
+    pub archive: String,
+    /// The last event that ledger and archive have in common; 0 when there is none.
+    pub after_seq: u64,
+    /// The last event that the archive has.
+    pub upto_seq: u64,
+    /// When that happened, Unix milliseconds on the ledger's clock.
+    pub at_ms: i64,
+}
+
 /// A budget with its cap.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BudgetAssertion {

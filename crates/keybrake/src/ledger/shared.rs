@@ -5,6 +5,10 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::Sha256;
+
+use crate::error::{Error, ErrorKind, Result};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The name of a counter: budget with its concrete scope, mode, and the start of the window (or bucket), `-` for
@@ -79,6 +83,16 @@ impl<'de> Deserialize<'de> for CounterName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer).map(Self::from)
     }
+}
+
+/// A keyed hash (HMAC-SHA-256) of these parts one after the other, in hexadecimal digits.
+pub(super) fn keyed(secret: &[u8], parts: &[&[u8]]) -> Result<String> {
+    let mut mac = <Hmac<Sha256>>::new_from_slice(secret)
+        .map_err(|e| Error::new(ErrorKind::Internal, "a secret has no length").because(e.to_string()))?;
+    for part in parts {
+        mac.update(part);
+    }
+    Ok(hex(&mac.finalize().into_bytes()))
 }
 
 /// Two digits a byte.

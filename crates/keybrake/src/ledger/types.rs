@@ -39,6 +39,17 @@ impl LedgerSecret {
     }
 }
 
+impl LedgerSecret {
+    /// What this secret is known by again where the ledger itself is not at hand, in hexadecimal digits. Says nothing of
+    /// it.
+    ///
+    /// # Errors
+    /// `Internal` only when a keyed hash is impossible.
+    pub fn bound_to(&self, ledger_id: &str) -> crate::error::Result<String> {
+        super::shared::keyed(&self.0, &[b"keybrake archive binding v1", ledger_id.as_bytes()])
+    }
+}
+
 impl std::fmt::Debug for LedgerSecret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("LedgerSecret(…)")
@@ -474,5 +485,22 @@ impl StopScope {
             Self::Key(id) => format!("key:{id}"),
             Self::All => "all".to_owned(),
         }
+    }
+
+    /// Reads what [`name`](Self::name) wrote.
+    pub fn named(name: &str) -> Option<Self> {
+        let Some((kind, id)) = name.split_once(':') else {
+            return (name == "all").then_some(Self::All);
+        };
+        let id = id.to_owned();
+        Some(match kind {
+            "run" => Self::Run(id),
+            "agent" => Self::Agent(id),
+            "label" => Self::Label(id),
+            "group" => Self::Group(id),
+            "vendor" => Self::Vendor(id),
+            "key" => Self::Key(id),
+            _ => return None,
+        })
     }
 }

@@ -6,11 +6,13 @@
 //! | `database` | what the archive needs of a database |
 //! | `sqlite`, `postgres` | the two databases |
 //! | `store` | what is written and read: events, drained points, records, checkpoints |
+//! | `again` | what a ledger that lost some of its log is told again |
 //! | `verify` | the proof that the archive is whole: checkpoints and events against each other |
 //!
 //! An archive holds any number of logs, each named by its ledger's id and namespace. It never holds a secret: tokens
 //! are there as the ledger's keyed hashes, recorded replies and the ledger's own secret are not there at all.
 
+mod again;
 mod database;
 mod postgres;
 mod schema;

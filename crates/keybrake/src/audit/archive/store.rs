@@ -10,6 +10,8 @@ use crate::ledger::{BudgetDef, Checkpoint, Event, EventFilter, KeyRecord, Reserv
 
 /// Events read when a filter names no limit.
 const EVENTS: u32 = 10_000;
+/// The record that the ledger's secret is known by again.
+pub(super) const BINDING: &str = "binding";
 
 /// A log's name: its ledger's random id, and its namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -76,6 +78,8 @@ pub struct Records {
     pub budgets: Vec<BudgetDef>,
     /// All standing stops, when they have changed.
     pub stops: Option<Vec<Stop>>,
+    /// What the ledger's secret is known by again ([`LedgerSecret::bound_to`](crate::ledger::LedgerSecret::bound_to)).
+    pub binding: Option<String>,
 }
 
 /// What is drained in one transaction.
@@ -491,6 +495,9 @@ fn records(state: &LogState, records: &Records) -> Result<Vec<Statement>> {
         )
     };
     let mut statements = Vec::new();
+    if let Some(binding) = &records.binding {
+        statements.push(put(BINDING, "", binding.clone()));
+    }
     if records.stops.is_some() {
         statements.push(Statement::new(
             "DELETE FROM keybrake_record WHERE log = $1 AND kind = 'stop'",
@@ -521,6 +528,6 @@ fn json<T: Serialize>(value: &T) -> Result<String> {
         .map_err(|e| Error::new(ErrorKind::Internal, "a record cannot be written").because(e))
 }
 
-fn parse<T: DeserializeOwned>(text: &str) -> Result<T> {
+pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T> {
     serde_json::from_str(text).map_err(|e| unreadable("a record is damaged").because(e))
 }

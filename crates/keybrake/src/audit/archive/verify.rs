@@ -69,6 +69,16 @@ impl Archive {
     /// # Errors
     /// As [`logs`](Self::logs).
     pub async fn verify(&self, state: &LogState, secret: Option<&LedgerSecret>) -> Result<ArchiveReport> {
+        self.verify_telling(state, secret, &mut |_| {}).await
+    }
+
+    /// As [`verify`](Self::verify); `seen` is told how many events were read.
+    pub(crate) async fn verify_telling(
+        &self,
+        state: &LogState,
+        secret: Option<&LedgerSecret>,
+        seen: &mut (dyn FnMut(u64) + Send),
+    ) -> Result<ArchiveReport> {
         let checkpoints = self.checkpoints(state.log).await?;
         let notes = self.notes(state.log).await?;
         let mut report = ArchiveReport {
@@ -97,6 +107,7 @@ impl Archive {
                 }
                 sum.add(event, &mut report);
             }
+            seen(report.events);
         }
         for checkpoint in next {
             sum.meet(checkpoint, &mut report);

@@ -82,7 +82,7 @@ fn stop_of(scope: &str, stop: Option<&Stop>, at_ms: i64) -> Option<StopAssertion
         }),
         None => Some(StopAssertion {
             stop: Stop {
-                scope: scope_named(scope)?,
+                scope: StopScope::named(scope)?,
                 since_ms: at_ms,
                 admin: AdminNote::default(),
                 hard: false,
@@ -90,23 +90,6 @@ fn stop_of(scope: &str, stop: Option<&Stop>, at_ms: i64) -> Option<StopAssertion
             ended_at_ms: Some(at_ms),
         }),
     }
-}
-
-/// Reads what [`StopScope::name`] wrote.
-fn scope_named(name: &str) -> Option<StopScope> {
-    let Some((kind, id)) = name.split_once(':') else {
-        return (name == "all").then_some(StopScope::All);
-    };
-    let id = id.to_owned();
-    Some(match kind {
-        "run" => StopScope::Run(id),
-        "agent" => StopScope::Agent(id),
-        "label" => StopScope::Label(id),
-        "group" => StopScope::Group(id),
-        "vendor" => StopScope::Vendor(id),
-        "key" => StopScope::Key(id),
-        _ => return None,
-    })
 }
 
 /// Texts of records by name, with the ledger's time when they were written.

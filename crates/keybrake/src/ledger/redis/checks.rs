@@ -417,15 +417,17 @@ fn state(about: &About) -> LedgerCheck {
                 "closed: events that were seen before are missing: {}",
                 events.join(", ")
             ),
-            "it opens when the processes that wrote them call again; else restore newer data, or compare it with the \
-             vendor (keybrake reconcile), then: keybrake ledger open --reason \"…\"",
+            "it opens when the processes that wrote them call again, or once they are restored from the archive (keybrake \
+             ledger restore --from …); else compare it with the vendor (keybrake reconcile), then: keybrake ledger open \
+             --reason \"…\"",
         );
     }
     check(
         "state",
         CheckGrade::Bad,
         "closed: the server has started since the ledger was opened, and no process that saw its last state is left",
-        "compare it with the vendor (keybrake reconcile), then: keybrake ledger open --reason \"…\"",
+        "restore what an archive has and it may lack (keybrake ledger restore --from …), compare it with the vendor \
+         (keybrake reconcile), then: keybrake ledger open --reason \"…\"",
     )
 }
 

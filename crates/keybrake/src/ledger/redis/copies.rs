@@ -193,6 +193,11 @@ impl Copies {
         self.known
     }
 
+    /// What this process remembered of the log before it forgot the rest.
+    pub(super) const fn known_before(&mut self, known: Option<Known>) {
+        self.known = known;
+    }
+
     /// Takes note of how many events there are. Only an answer before which the server `compared` them with what this
     /// process knew takes it into another run; and what a closed ledger holds is no memory of its last state.
     pub(super) fn know(&mut self, standing: &Standing, compared: bool) {

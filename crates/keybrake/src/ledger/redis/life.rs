@@ -1,7 +1,6 @@
 //! What is looked at before a server is used: its version, its eviction policy, the ledger's own record, and whether
 //! the ledger is open.
 
-use hmac::{Hmac, KeyInit as _, Mac as _};
 use redis::{Cmd, Value};
 use sha2::Sha256;
 
@@ -13,7 +12,7 @@ use super::url::Place;
 use super::wire::{Parts, function, text};
 use super::{link, log, wire};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ledger::shared::{hex, unhex};
+use crate::ledger::shared::{hex, keyed, unhex};
 use crate::ledger::types::LedgerSecret;
 
 /// Format of the ledger's data that this library reads and writes.
@@ -79,6 +78,23 @@ impl About {
     pub(super) const fn exists(&self) -> bool {
         !self.fields.is_empty()
     }
+
+    /// Whether the server has nothing of the ledger with this id: no ledger at all, or another in which nothing ever
+    /// happened, because it was made when this one was gone.
+    ///
+    /// # Errors
+    /// `Config` when another ledger is in use there.
+    pub(super) fn is_gone(&self, place: &Place, id: &str) -> Result<bool> {
+        match self.field("id") {
+            None => Ok(true),
+            Some(own) if own == id => Ok(false),
+            Some(_) if self.standing.last_seq == 0 => Ok(true),
+            Some(other) => Err(Error::config(format!(
+                "another ledger stands at {}: its id is {other}, not {id}, and it has {} events",
+                place.shown, self.standing.last_seq
+            ))),
+        }
+    }
 }
 
 /// Looks at a server before it is used, and opens the ledger if it has not been closed since it was opened last.
@@ -130,6 +146,34 @@ pub(super) async fn find(place: &Place, master: Option<&[u8]>) -> Result<Found> 
     if !about.exists() {
         about = create(&*connection, place, master).await?;
     }
+    identify(&about, place, master)
+}
+
+/// The ledger with this id, whether or not its data is still there.
+pub(super) async fn find_again(place: &Place, master: Option<&[u8]>, id: &str) -> Result<Found> {
+    let connection = link::connect(place).await?;
+    let about = greet(&*connection, place).await?;
+    if !about.is_gone(place, id)? {
+        return identify(&about, place, master);
+    }
+    let Some(master) = master else {
+        return Err(Error::config(format!(
+            "the data of the ledger at {} is gone, and its secret is derived from its master key: set KEYBRAKE_MASTER_KEY, \
+             or KEYBRAKE_MASTER_KEY_FILE. The secret of a ledger that had none is gone with the data: only a process that \
+             still has it open can restore it (Keybrake::restore); else begin another namespace",
+            place.shown
+        )));
+    };
+    Ok(Found {
+        secret: derive(master, id)?,
+        id: id.to_owned(),
+        secret_in_ledger: false,
+        eras: Vec::new(),
+    })
+}
+
+/// What a ledger's own record says of its id and its secret.
+fn identify(about: &About, place: &Place, master: Option<&[u8]>) -> Result<Found> {
     let format: u32 = about.field("v").and_then(|v| v.parse().ok()).unwrap_or(0);
     if format != FORMAT {
         return Err(Error::config(format!(
@@ -173,20 +217,30 @@ pub(super) async fn find(place: &Place, master: Option<&[u8]>) -> Result<Found> 
 async fn create(connection: &dyn Connection, place: &Place, master: Option<&[u8]>) -> Result<About> {
     let run_id = server(connection, place).await?.run_id;
     let id = hex(&place.server.new_id()?);
-    let (name, value) = match master {
-        Some(master) => ("bound", binding(&derive(master, &id)?, &id)?),
-        None => ("secret", hex(&LedgerSecret::random()?.0)),
+    let secret = match master {
+        Some(master) => derive(master, &id)?,
+        None => LedgerSecret::random()?,
     };
     let mut command = function("create", &place.ns, &[]);
-    for (name, value) in [
-        ("v", FORMAT.to_string()),
-        ("id", id.clone()),
-        (name, value),
-        ("run", run_id),
-    ] {
+    for (name, value) in own_record(&id, &secret, master.is_none())? {
         command.arg(name).arg(value);
     }
+    command.arg("run").arg(run_id);
     About::read(ask(connection, place, &command).await?)
+}
+
+/// What a ledger's own record begins with: names and values, the id first.
+pub(super) fn own_record(
+    id: &str,
+    secret: &LedgerSecret,
+    secret_in_ledger: bool,
+) -> Result<[(&'static str, String); 3]> {
+    let (name, value) = if secret_in_ledger {
+        ("secret", hex(&secret.0))
+    } else {
+        ("bound", binding(secret, id)?)
+    };
+    Ok([("id", id.to_owned()), ("v", FORMAT.to_string()), (name, value)])
 }
 
 struct Server {
@@ -262,11 +316,7 @@ pub(super) fn derive(master: &[u8], id: &str) -> Result<LedgerSecret> {
 
 /// What a ledger keeps to know its secret again.
 fn binding(secret: &LedgerSecret, id: &str) -> Result<String> {
-    let mut mac = <Hmac<Sha256>>::new_from_slice(&secret.0)
-        .map_err(|_| Error::new(ErrorKind::Internal, "the ledger's secret has no length"))?;
-    mac.update(b"keybrake ledger binding v1");
-    mac.update(id.as_bytes());
-    Ok(hex(&mac.finalize().into_bytes()))
+    keyed(&secret.0, &[b"keybrake ledger binding v1", id.as_bytes()])
 }
 
 fn broken(place: &Place) -> Error {

@@ -10,6 +10,7 @@
 //! | `records`, `log` | how records and events are written |
 //! | `copies`, `draft`, `store` | what this process remembers, and one step of the rules on it |
 //! | `past`, `again`, `recovery`, `recovery.lua` | what this process did lately, and how a server that lost it is told again |
+//! | `anew` | a ledger that is told again from an archive, when its data is gone too |
 //! | `reading` | what a step lacks, read from the server |
 //! | `wire`, `step` | the step as a command, and what becomes of it |
 //! | `aborts` | hard stops: telling processes that have calls in flight |
@@ -20,6 +21,7 @@
 
 mod aborts;
 mod again;
+mod anew;
 mod backlog;
 mod checks;
 mod copies;
@@ -47,12 +49,13 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 
 use self::draft::Guess;
+use self::life::Found;
 use self::step::{Kind, Own};
 use self::url::Place;
 use super::backlog::{Backlog, Drained, note_forgotten};
 use super::events::{Event, EventFilter};
 use super::lease::{self, Before, LeaseAnswer, LeaseAsk};
-use super::reassertion::{Reasserted, Reassertion};
+use super::reassertion::{ArchivedPart, Life, Reasserted, Reassertion};
 use super::rules;
 use super::store::{Checkpoint, Store as _};
 use super::types::{
@@ -103,6 +106,11 @@ pub fn secret_of(master: &[u8], ledger_id: &str) -> Result<LedgerSecret> {
     life::derive(master, ledger_id)
 }
 
+/// The namespace that a URL names.
+pub(super) fn namespace(url: &str) -> Result<String> {
+    Ok(url::parse(url)?.ns.name().to_owned())
+}
+
 /// A handle on a namespace of a Redis server.
 #[derive(Debug)]
 pub struct RedisLedger {
@@ -134,6 +142,22 @@ impl Generation {
     }
 }
 
+/// Runs this to its end, whether or not the caller is in a runtime.
+fn on_own_runtime<T: Send>(work: impl Future<Output = Result<T>> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let working = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            match runtime {
+                Ok(runtime) => runtime.block_on(work),
+                Err(e) => Err(Error::ledger("no runtime for the connection to Redis").because(e)),
+            }
+        });
+        working
+            .join()
+            .unwrap_or_else(|_| Err(Error::ledger("the connection to Redis failed")))
+    })
+}
+
 impl RedisLedger {
     /// Opens a namespace, or creates it. Waits for the server, at most a few of the URL's `timeout_ms`.
     ///
@@ -145,21 +169,10 @@ impl RedisLedger {
     /// belongs to another master key; `LedgerUnavailable` when the server does not answer.
     pub fn open(url: &str, clock: Arc<dyn Clock>, master: Option<&[u8]>) -> Result<Self> {
         let place = url::parse(url)?;
-        let found = std::thread::scope(|scope| {
-            let finding = scope.spawn(|| {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                match runtime {
-                    Ok(runtime) => runtime.block_on(async {
-                        let found = life::find(&place, master).await?;
-                        replicas::demand(&place).await?;
-                        Ok(found)
-                    }),
-                    Err(e) => Err(Error::ledger("no runtime for the connection to Redis").because(e)),
-                }
-            });
-            finding
-                .join()
-                .unwrap_or_else(|_| Err(Error::ledger("the connection to Redis failed")))
+        let found = on_own_runtime(async {
+            let found = life::find(&place, master).await?;
+            replicas::demand(&place).await?;
+            Ok(found)
         })?;
         Ok(Self::found(place, clock, found))
     }
@@ -184,7 +197,7 @@ impl RedisLedger {
         Ok(Self::found(place, clock, found))
     }
 
-    fn found(place: Place, clock: Arc<dyn Clock>, found: life::Found) -> Self {
+    fn found(place: Place, clock: Arc<dyn Clock>, found: Found) -> Self {
         Self {
             own: Generation::new(std::process::id()),
             place,
@@ -316,6 +329,18 @@ impl Ledger for RedisLedger {
     async fn missing_events(&self) -> Result<Vec<(u64, u64)>> {
         let missing = self.own().about().await?.uncovered;
         Ok(missing.iter().map(|range| (range.first, range.last)).collect())
+    }
+
+    async fn id(&self) -> Result<String> {
+        Ok(self.id.clone())
+    }
+
+    async fn life(&self) -> Result<Life> {
+        self.life_now().await
+    }
+
+    async fn await_archived(&self, part: &ArchivedPart) -> Result<Life> {
+        self.await_part(part).await
     }
 
     async fn open_by_hand(&self, admin: AdminNote) -> Result<bool> {

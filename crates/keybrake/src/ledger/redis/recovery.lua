@@ -39,10 +39,36 @@ end
 
 local function opens(p, run)
   for _, need in ipairs(needed(p)) do redis.call('HDEL', p.recovery, 'need:' .. need.epoch) end
-  redis.call('HDEL', p.meta, 'lost')
+  redis.call('HDEL', p.meta, 'lost', 'anew')
   redis.call('HSET', p.meta, 'run', run)
   opened[p.meta] = run
   reports[p.meta] = nil
+end
+
+-- Makes a ledger again whose data is gone, so that it can be told again: closed, and everything up to a number missing.
+-- ARGV: that number; the era that its archive stands for; the name of an era to begin; then names and values of its own
+-- record, the id first. What is there stays, but for a ledger in which nothing ever happened: whoever came before the
+-- restore made it.
+local function anew(keys, argv)
+  local p = places(keys)
+  local l = ledger(p)
+  local upto, archived, epoch, id = argv[1], argv[2], argv[3], argv[5]
+  if l.id == id or l.seq > 0 then return about(keys) end
+  if redis.call('EXISTS', p.events, p.counters) > 0 then
+    return redis.error_reply('KBCORRUPT the record of the ledger is gone, and its counters or its log are not')
+  end
+  for _, key in ipairs({ p.meta, p.records, p.recovery }) do
+    local fields = redis.call('HGETALL', key)
+    for i = 1, #fields, 2 do redis.call('HDEL', key, fields[i]) end
+  end
+  opened[p.meta], reports[p.meta] = nil, nil
+  -- Versions that nobody has copies of.
+  local version = whole(server_ms())
+  redis.call('HSET', p.meta, unpack(argv, 4))
+  redis.call('HSET', p.meta, 'seq', '0', 'gv', version, 'sv', version, 'lost', upto, 'anew', '1',
+             'era', epoch .. ':0:0:')
+  redis.call('HSET', p.recovery, 'need:' .. archived, '1-' .. upto)
+  return about(keys)
 end
 
 -- Opens a ledger. ARGV: the ledger's id; the server's run id; why: 'same' for a server that has not restarted, 'person'
@@ -85,7 +111,8 @@ local PAUSE = 1000
 -- the name of an era to begin if one has to; the event that says that numbers were left out; the client; how often the
 -- ledger had been opened by hand; the largest number that is known to have been used; then how many eras, and of each:
 -- which, the number after which its own events begin, and the last that was seen. A client without eras has no memory:
--- it only asks, or has come to say again what it knows from elsewhere ('1' at the end).
+-- it only asks. '1' at the end: it has come to say again what it knows from elsewhere. Then it opens nothing, since what
+-- came after that is not known there; and what it tells of is missing only while the ledger is closed.
 --
 -- The ledger opens when nothing that was seen is missing, and all who were at work have reported or were waited for.
 -- Answers as `about` does, then the events that this client has seen and that are missing, the number of the event that
@@ -116,7 +143,7 @@ local function report(keys, argv)
   local restores = r.text() == '1'
   if claims > 0 or restores then
     -- Who missed an opening by hand has nothing to add to what is missing: a person has accepted it.
-    if hand >= l.hand and #missing > 0 then
+    if hand >= l.hand and #missing > 0 and not (restores and l.open) then
       for _, need in ipairs(needs) do
         local field = 'need:' .. need[1]
         local known = ranges_of(redis.call('HGET', p.recovery, field))[1] or { need[2], need[3] }
@@ -134,14 +161,14 @@ local function report(keys, argv)
     end
     local phase = reports[p.meta]
     if not l.open and not phase then
-      phase = { since = server_ms(), moved = 0, waits = {}, witness = false, reported = {} }
+      phase = { since = server_ms(), moved = 0, waits = {}, witness = nil, reported = {} }
       local gone = redis.call('ZRANGEBYSCORE', p.clients, '-inf', whole(l.seen - AT_WORK), 'LIMIT', '0', '100000')
       for _, other in ipairs(gone) do redis.call('ZREM', p.clients, other) end
       for _, other in ipairs(redis.call('ZRANGE', p.clients, '0', '-1')) do phase.waits[other] = true end
       reports[p.meta] = phase
     end
     if phase then
-      phase.witness = phase.witness or claims > 0
+      if claims > 0 and not restores then phase.witness = phase.witness or server_ms() end
       if not phase.reported[client] then phase.moved = server_ms() end
       phase.reported[client], phase.waits[client] = true, nil
     end
@@ -154,6 +181,10 @@ local function report(keys, argv)
     local now = server_ms()
     if waits > 0 then left = math.max(0, phase.since + PATIENCE - now) end
     if lost then left = math.max(left, phase.moved + PAUSE - now) end
+    -- Who was at work is not known where the data was gone: everybody is waited for.
+    if phase.witness and redis.call('HGET', p.meta, 'anew') then
+      left = math.max(left, phase.witness + PATIENCE - now)
+    end
     if phase.witness and left == 0 and not lost then opens(p, run) end
   end
   local answer = about(keys)
@@ -191,6 +222,7 @@ register('commit', commit, {})
 register('reassert', reassert, {})
 register('report', report, {})
 register('create', create, {})
+register('anew', anew, {})
 register('open', open, {})
 -- It is what gives memory back, so it runs on a server that has none left.
 register('keep', keep, { 'allow-oom' })

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use redis::Value;
+use tokio::sync::MutexGuard;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::again;
@@ -51,15 +52,8 @@ impl Own {
     /// The ledger is closed. What this process saw is reported, and what it did and the server lacks is said again. Waits
     /// for others, at most for the URL's timeout.
     pub(super) async fn witness(&self, clock: &dyn Clock) -> Result<()> {
-        let until = Instant::now()
-            .checked_add(self.place.timeout)
-            .unwrap_or_else(Instant::now);
-        let Ok(_opening) = timeout_at(until, self.opening.lock()).await else {
-            return Err(recovering(
-                &self.place,
-                "its clients are reporting what they have seen",
-            ));
-        };
+        let until = self.patience();
+        let _opening = self.turn().await?;
         // How much was missing when own steps were last looked for.
         let mut looked = None;
         loop {
@@ -82,6 +76,18 @@ impl Own {
         }
     }
 
+    /// For how long an answer is waited for.
+    fn patience(&self) -> Instant {
+        let now = Instant::now();
+        now.checked_add(self.place.timeout).unwrap_or(now)
+    }
+
+    /// This process's runtimes report one after the other. None waits for another for longer than for the server.
+    async fn turn(&self) -> Result<MutexGuard<'_, ()>> {
+        let turn = timeout_at(self.patience(), self.opening.lock()).await;
+        turn.map_err(|_| recovering(&self.place, "its clients are reporting what they have seen"))
+    }
+
     /// A person opened the ledger while this process was away: what it did before, and the ledger lacks, is said again.
     pub(super) async fn rejoin(&self, clock: &dyn Clock) -> Result<()> {
         let Some(Owed { by_hand, claims }) = self.state().copies.past.owed.clone() else {
@@ -98,9 +104,22 @@ impl Own {
         Ok(())
     }
 
+    /// Tells a closed ledger what an archive has and it lacks.
+    pub(super) async fn claim(&self, clock: &dyn Clock, claim: Claim) -> Result<bool> {
+        let by_hand = self.about().await?.standing.by_hand;
+        let _opening = self.turn().await?;
+        let said = Said {
+            by_hand,
+            claims: vec![claim],
+            most: claim.upto,
+            restores: true,
+        };
+        Ok(self.report(clock, said).await?.about.open)
+    }
+
     /// Says again what is known from elsewhere, whether or not the ledger is open.
     pub(super) async fn restore(&self, clock: &dyn Clock, said: &Reassertion) -> Result<Reasserted> {
-        let _opening = self.opening.lock().await;
+        let _opening = self.turn().await?;
         let known = self.state().copies.known().filter(|known| known.last_seq > 0);
         let report = Said {
             most: said.covers.iter().map(|(_, last)| *last).max().unwrap_or(0),
@@ -129,7 +148,7 @@ impl Own {
         }
         // What this process knows itself comes first. It may be all that was missing.
         let recovered = self.witness(clock).await.is_ok();
-        let _opening = self.opening.lock().await;
+        let _opening = self.turn().await?;
         if !recovered && !self.about().await?.open {
             let command = |info: Value| -> Result<redis::Cmd> {
                 let info = wire::text(info)?;
@@ -333,11 +352,13 @@ impl Own {
         match about.field("id") {
             None => Err(recovering(
                 &self.place,
-                "its data is gone: restore it from a backup, or begin another namespace",
+                "its data is gone: restore it from its archive (keybrake ledger restore --from …) or from the server's \
+                 backup, or begin another namespace",
             )),
             Some(id) if id != self.id => Err(recovering(
                 &self.place,
-                "another ledger stands in its place: restore its data, or start this process anew to use the other",
+                "another ledger stands in its place: restore its data (keybrake ledger restore, the server's backup), or \
+                 start this process anew to use the other",
             )),
             Some(_) => Ok(()),
         }
@@ -364,8 +385,8 @@ impl State {
         }
         format!(
             "it came back with older data than was seen before: {} missing, and no process that reported remembers \
-             them. It opens when one does; else restore newer data, or open it by hand and compare it with the vendor: \
-             keybrake ledger open, keybrake reconcile",
+             them. It opens when one does, or when the archive has them: keybrake ledger restore --from …; else restore newer \
+             data, or open it by hand and compare it with the vendor: keybrake ledger open, keybrake reconcile",
             events(missing),
         )
     }

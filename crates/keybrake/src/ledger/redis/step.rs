@@ -59,6 +59,13 @@ impl Memory {
         self.copies = Copies::anew(past);
         self.flood = Flood::with_notes();
     }
+
+    /// Forgets what the ledger held, and not what this process has seen of its log.
+    pub(super) fn forget_records(&mut self) {
+        let known = self.copies.known();
+        self.forget();
+        self.copies.known_before(known);
+    }
 }
 
 /// What kind of step it is.

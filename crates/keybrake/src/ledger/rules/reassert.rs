@@ -12,7 +12,7 @@ use super::keys::{check_def, note_group};
 use super::lease;
 use super::merge::merge;
 use super::object;
-use super::step::{Step, admin_body, split_bucket};
+use super::step::{ROLLING_MS, Step, admin_body, split_bucket};
 use crate::error::{Error, Result};
 use crate::ledger::events::{Delta, EventBody, EventKind, IdentityNote};
 use crate::ledger::reassertion::{
@@ -245,8 +245,14 @@ fn recount(step: &mut Step<'_>, charge: &Charge, before: (i64, i64), deltas: &mu
     if charge.rolling {
         let (family, bucket_ms) = split_bucket(&charge.counter)?;
         if step.store.rolling(family)?.is_none() {
+            // What has left the window by now is in none of its sums.
+            let oldest_ms = if step.bucket_expired(bucket_ms) {
+                step.bucket_ms().saturating_sub(ROLLING_MS)
+            } else {
+                bucket_ms
+            };
             let begun = Rolling {
-                oldest_ms: bucket_ms,
+                oldest_ms,
                 ..Rolling::default()
             };
             step.store.put_rolling(family, begun)?;
