@@ -5,6 +5,7 @@ pub mod books;
 pub mod fleet;
 pub mod gated;
 pub mod processes;
+pub mod sender;
 pub mod world;
 
 pub use world::{Ended, World, ended, noon_zone, post, refunds};

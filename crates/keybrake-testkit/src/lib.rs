@@ -4,11 +4,15 @@
 pub mod conformance;
 pub mod postgres;
 pub mod redis;
+pub mod resend;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod stripe;
+pub mod twilio;
+mod vendors;
 
 pub use stripe::{Simulator, SimulatorOptions, simulate};
+pub use vendors::{Sent, SentKind, SimulatedVendor};
 
 /// The examples of the guide, compiled.
 #[cfg(doctest)]

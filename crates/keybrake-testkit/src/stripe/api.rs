@@ -12,6 +12,7 @@ use super::form::Params;
 use super::http::{Reply, Request};
 use super::idempotency::{First, Kept, Known, Slot, V1_KEPT_MS, V2_KEPT_MS};
 use super::number::u64_of;
+use super::others;
 use super::requests::{Credential, RequestLog};
 use super::routes::{self, Route};
 use super::v2;
@@ -64,7 +65,14 @@ pub(super) fn receive(world: &mut World, request: &Request) -> Result<Received, 
     let named = request
         .header("stripe-account")
         .or_else(|| request.header("stripe-context"));
-    let authorization = credential(request);
+    let authorization = match &world.api {
+        Some(api) => api.credential(request.header("authorization")),
+        None => credential(request),
+    };
+    let account = match &world.api {
+        Some(api) => api.account(&request.path).to_owned(),
+        None => whose(request).unwrap_or(PLATFORM).to_owned(),
+    };
     let log = world.requests.arrive(RequestLog {
         seq: 0,
         at_ms: world.now_ms(),
@@ -88,10 +96,13 @@ pub(super) fn receive(world: &mut World, request: &Request) -> Result<Received, 
     let received = Received {
         log,
         request_id,
-        account: whose(request).unwrap_or(PLATFORM).to_owned(),
+        account,
         key,
         epoch: world.epoch,
     };
+    if world.api.is_some() {
+        return others::check(world, request, received, authorization);
+    }
     match check(request, authorization, &received) {
         Ok(()) => Ok(received),
         Err(error) => Err(finish(world, request, &received, error_reply(&error))),
@@ -183,6 +194,8 @@ enum Endpoint {
     Pdf,
     Contents,
     V2(v2::Operation),
+    /// Of another vendor, which routes for itself.
+    Other,
 }
 
 /// A request that may execute: its route is known and its key, if any, is marked in flight.
@@ -195,8 +208,28 @@ pub(super) struct Admitted {
     slot: Option<Slot>,
 }
 
+impl Admitted {
+    /// A request of another vendor, with its key in flight if it has one.
+    pub(super) fn other(slot: Option<Slot>) -> Self {
+        Self {
+            endpoint: Endpoint::Other,
+            ids: Vec::new(),
+            params: Params::default(),
+            body: Value::Null,
+            slot,
+        }
+    }
+
+    pub(super) const fn slot(&self) -> Option<&Slot> {
+        self.slot.as_ref()
+    }
+}
+
 /// Finds the endpoint and looks the idempotency key up. An `Err` is the answer, without executing anything.
 pub(super) fn admit(world: &mut World, request: &Request, received: &Received) -> Result<Admitted, Reply> {
+    if world.api.is_some() {
+        return others::admit(world, request, received);
+    }
     let path = normalise(&request.path);
     let segments: Vec<&str> = path.split('/').skip(1).collect();
     let mut admitted = match route(request, &segments) {
@@ -234,7 +267,7 @@ pub(super) fn admit(world: &mut World, request: &Request, received: &Received) -
 }
 
 /// Percent-decodes a path and resolves `//`, `.` and `..`, as web servers do before they route.
-fn normalise(path: &str) -> String {
+pub(super) fn normalise(path: &str) -> String {
     let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path.bytes();
     while let Some(byte) = rest.next() {
@@ -357,6 +390,9 @@ pub(super) fn execute(
     if let Some(row) = world.requests.get_mut(received.log) {
         row.executed = true;
     }
+    if world.api.is_some() {
+        return others::execute(world, request, received, admitted, spoil);
+    }
     let done = run(world, received, admitted, now_ms);
     let done = if spoil {
         Ok(error_reply(&ApiError::internal()))
@@ -425,6 +461,8 @@ fn run(world: &mut World, received: &Received, admitted: &Admitted, now_ms: i64)
         Endpoint::Contents => return file::contents(&mut ctx),
         Endpoint::Pdf => return pdf(ctx.world.pdf_bytes, ctx.id()),
         Endpoint::V2(operation) => v2::run(&mut ctx, *operation, &admitted.body)?,
+        // Executed by that vendor.
+        Endpoint::Other => Value::Null,
     };
     for path in params.strings("expand") {
         expand(ctx.data(), &mut value, path);
@@ -479,9 +517,10 @@ pub(super) fn refuse(world: &mut World, request: &Request, received: &Received, 
             .code("rate_limit"),
         ),
     };
-    let mut reply = match &fault.body {
-        Some(body) => Reply::json(status, body),
-        None => error_reply(&error),
+    let mut reply = match (&fault.body, &world.api) {
+        (Some(body), _) => Reply::json(status, body),
+        (None, Some(api)) => Reply::json(status, &api.failure(status, false)),
+        (None, None) => error_reply(&error),
     };
     if let Some(should_retry) = fault.should_retry {
         reply
@@ -496,9 +535,15 @@ fn error_reply(error: &ApiError) -> Reply {
 }
 
 /// Adds the headers that every reply has and completes the log.
-fn finish(world: &mut World, request: &Request, received: &Received, mut reply: Reply) -> Reply {
+pub(super) fn finish(world: &mut World, request: &Request, received: &Received, mut reply: Reply) -> Reply {
     if let Some(row) = world.requests.get_mut(received.log) {
         row.status = Some(reply.status);
+    }
+    if let Some(api) = &world.api {
+        reply
+            .headers
+            .push((api.request_id_header(), received.request_id.clone()));
+        return reply;
     }
     let version = request.header("stripe-version").unwrap_or(API_VERSION);
     reply.headers.push(("request-id", received.request_id.clone()));

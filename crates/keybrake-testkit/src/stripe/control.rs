@@ -18,6 +18,7 @@ use super::seed::{self, Seed};
 use super::server::Shared;
 use super::world::{Ctx, PLATFORM, World};
 use super::{payment_intent_flow, payout, refund, topup};
+use crate::vendors::Sent;
 
 /// How long a waiting request waits when it does not say.
 const WAIT_MS: i64 = 10_000;
@@ -27,6 +28,7 @@ const WAIT_MAX_MS: i64 = 300_000;
 const INDEX: &str = "\
 GET    /_sim/journal      movements of money, with totals   ?kind= &account= &currency= &after_seq= &at_least= &timeout_ms=
 GET    /_sim/totals       sums by kind and currency         ?account=
+GET    /_sim/sent         what Twilio or Resend sent        ?kind= &to= &after_seq= &at_least= &timeout_ms=
 GET    /_sim/requests     requests that arrived             ?method= &path_prefix= &after_seq= &at_least= &timeout_ms=
 GET    /_sim/objects/ID   one object                        ?account=
 GET    /_sim/faults       faults and how often they hit
@@ -65,11 +67,11 @@ async fn control(shared: &Arc<Shared>, request: &Request) -> Result<Reply, ApiEr
             let world = shared.world();
             json!(journal::totals(rows(&world, None, account, None)))
         }
+        ("GET", "sent") => sent(shared, &params).await?,
         ("GET", "requests") => requests(shared, &params).await?,
         ("GET", "objects") => {
             let account = params.text("account")?.unwrap_or(PLATFORM);
-            let mut world = shared.world();
-            expand::find(world.account(account), rest).ok_or_else(|| ApiError::no_such("object", rest))?
+            object(&mut shared.world(), account, rest).ok_or_else(|| ApiError::no_such("object", rest))?
         }
         ("GET", "faults") => json!({"faults": shared.world().faults.list()}),
         ("POST", "faults") => {
@@ -94,6 +96,9 @@ async fn control(shared: &Arc<Shared>, request: &Request) -> Result<Reply, ApiEr
             let asked: Advance = body(request)?;
             let account = asked.account.as_deref().unwrap_or(PLATFORM);
             advance(&mut shared.world(), account, &asked.object, &asked.to)?
+        }
+        ("POST", "seed") if shared.world().api.is_some() => {
+            return Err(ApiError::request("only the simulator of Stripe is seeded"));
         }
         ("POST", "seed") => {
             let seed: Seed = body(request)?;
@@ -158,6 +163,31 @@ async fn journal(shared: &Shared, params: &Params) -> Result<Value, ApiError> {
     let world = shared.world();
     let found: Vec<&Movement> = rows(&world, kind, account, currency).filter(fresh).collect();
     Ok(json!({"movements": found, "totals": journal::totals(found.iter().copied())}))
+}
+
+/// An object as the API shows it.
+pub(super) fn object(world: &mut World, account: &str, id: &str) -> Option<Value> {
+    match &world.api {
+        Some(api) => api.object(id),
+        None => expand::find(world.account(account), id),
+    }
+}
+
+async fn sent(shared: &Shared, params: &Params) -> Result<Value, ApiError> {
+    let (kind, to) = (params.text("kind")?, params.text("to")?);
+    let after = params.integer("after_seq")?.unwrap_or(0);
+    let wanted = |row: &&Sent| {
+        i64::try_from(row.seq).unwrap_or(i64::MAX) > after
+            && kind.is_none_or(|kind| json!(row.kind) == kind)
+            && to.is_none_or(|to| row.to.iter().any(|one| one == to))
+    };
+    until(shared, params, |world| {
+        u64_of(world.sent.iter().filter(wanted).count())
+    })
+    .await?;
+    let world = shared.world();
+    let found: Vec<_> = world.sent.iter().filter(wanted).collect();
+    Ok(json!({"count": found.len(), "sent": found}))
 }
 
 async fn requests(shared: &Shared, params: &Params) -> Result<Value, ApiError> {
@@ -235,6 +265,9 @@ struct Advance {
 
 /// Moves an object on as a bank or a customer would.
 pub(super) fn advance(world: &mut World, account: &str, object: &str, to: &str) -> Result<Value, ApiError> {
+    if let Some(api) = &mut world.api {
+        return api.advance(object, to).map_err(ApiError::request);
+    }
     let now_ms = world.now_ms();
     let mut ctx = Ctx {
         world,
@@ -288,5 +321,8 @@ fn reset(shared: &Shared, asked: &Reset) -> Result<Value, ApiError> {
     };
     let mut world = shared.world();
     world.reset();
+    if world.api.is_some() {
+        return Ok(json!({}));
+    }
     Ok(json!(seed::plant(&mut world, &seed)?))
 }

@@ -27,6 +27,13 @@ impl Ids {
         format!("{prefix}_{}", self.letters(14))
     }
 
+    /// 32 hexadecimal digits, as Twilio's and Resend's ids are made of.
+    pub(super) fn hex(&mut self) -> String {
+        self.count = self.count.wrapping_add(1);
+        let high = mix(self.seed.wrapping_add(self.count));
+        format!("{high:016x}{:016x}", mix(high ^ self.count))
+    }
+
     fn letters(&mut self, length: usize) -> String {
         self.count = self.count.wrapping_add(1);
         // Two independent 64-bit mixes; each alone is a bijection of the counter, so ids cannot collide.

@@ -1,4 +1,4 @@
-//! A simulator of Stripe's API: a loopback server with object state, true idempotency, declines, faults on demand, and
+//! A simulator of Stripe's API (and the server of the other vendors' simulators): a loopback server with object state, true idempotency, declines, faults on demand, and
 //! its own journal of the money that moved.
 //!
 //! It shares nothing with Keybrake's engine but the clock: it reads requests with its own lenient parser and counts
@@ -34,6 +34,7 @@ pub(crate) mod in_process;
 mod journal;
 mod list;
 mod number;
+mod others;
 mod payment_intent;
 mod payment_intent_flow;
 mod payout;
@@ -68,6 +69,7 @@ pub use journal::{Movement, MovementKind, MovementOutcome, Sum, Totals, totals};
 pub use requests::{Credential, RequestLog};
 pub use seed::{Seed, SeedCharge, SeedCustomer, SeedIntent, Seeded};
 
+use crate::vendors::{Sent, SimulatedVendor};
 use error::ApiError;
 use server::Shared;
 use world::{PLATFORM, World};
@@ -78,9 +80,11 @@ pub const TEST_SECRET: &str = "sk_test_simulator";
 /// How a simulator starts.
 #[derive(Clone, Debug)]
 pub struct SimulatorOptions {
+    /// Whose API it serves: one vendor each, so that a base URL names a vendor.
+    pub vendor: SimulatedVendor,
     /// Port on 127.0.0.1; 0 takes a free one.
     pub port: u16,
-    /// What is there at the start, and after a reset.
+    /// What is there at the start, and after a reset. Stripe only: the others start empty.
     pub seed: Seed,
     /// Length of the PDF that quotes answer with, in bytes.
     pub pdf_bytes: usize,
@@ -92,6 +96,7 @@ pub struct SimulatorOptions {
 impl Default for SimulatorOptions {
     fn default() -> Self {
         Self {
+            vendor: SimulatedVendor::Stripe,
             port: 0,
             seed: Seed::standard(),
             pdf_bytes: 256 * 1_024,
@@ -146,8 +151,11 @@ impl Simulator {
             None => getrandom::u64().map_err(io::Error::other)?,
         };
         let mut world = World::new(id_seed, options.pdf_bytes);
-        seed::plant(&mut world, &options.seed)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, ControlError::from(error)))?;
+        world.api = options.vendor.api();
+        if world.api.is_none() {
+            seed::plant(&mut world, &options.seed)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, ControlError::from(error)))?;
+        }
         let shared = Arc::new(Shared::new(world, port, options.seed));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -186,13 +194,40 @@ impl Simulator {
         self.shared.port
     }
 
+    /// Whose API it serves.
+    pub fn vendor(&self) -> SimulatedVendor {
+        let world = self.shared.world();
+        world
+            .api
+            .as_ref()
+            .map_or(SimulatedVendor::Stripe, |api| api.vendor())
+    }
+
     /// What a person needs to know to use it, several lines.
     pub fn banner(&self) -> String {
-        let url = self.url();
+        let (url, vendor) = (self.url(), self.vendor());
+        let exports: String = vendor
+            .environment(&url)
+            .into_iter()
+            .map(|(name, value)| format!("  export {name}={value}\n"))
+            .collect();
+        let (what, journal) = match vendor {
+            SimulatedVendor::Stripe => ("What moved: ", "journal"),
+            SimulatedVendor::Twilio | SimulatedVendor::Resend => ("What was sent:", "sent"),
+        };
         format!(
-            "Stripe simulator on {url}\n\n  export KEYBRAKE_BASE_URL_STRIPE={url}\n  export STRIPE_SECRET_KEY={TEST_SECRET}\n\n\
-             What moved:  curl {url}/_sim/journal\nControls:    curl {url}/_sim\n"
+            "{vendor} simulator on {url}\n\n{exports}\n{what} curl {url}/_sim/{journal}\nControls:    curl {url}/_sim\n"
         )
+    }
+
+    /// What Twilio or Resend sent, oldest first: the truth.
+    pub fn sent(&self) -> Vec<Sent> {
+        self.shared.world().sent.clone()
+    }
+
+    /// Waits until at least so much was sent. Answers whether it was within the limit.
+    pub async fn wait_sent(&self, least: usize, limit: Duration) -> bool {
+        self.wait(limit, move |world| world.sent.len() >= least).await
     }
 
     /// Every row of the journal, oldest first.
@@ -231,7 +266,7 @@ impl Simulator {
 
     /// An object of an account.
     pub fn object_of(&self, account: &str, id: &str) -> Option<Value> {
-        expand::find(self.shared.world().account(account), id)
+        control::object(&mut self.shared.world(), account, id)
     }
 
     /// Adds a fault; answers its number.
@@ -326,9 +361,13 @@ impl Simulator {
     /// Creates objects.
     ///
     /// # Errors
-    /// An amount, currency or status that cannot be.
+    /// An amount, currency or status that cannot be; any seed for another vendor than Stripe.
     pub fn seed(&self, seed: &Seed) -> Result<Seeded, ControlError> {
-        Ok(seed::plant(&mut self.shared.world(), seed)?)
+        let mut world = self.shared.world();
+        if world.api.is_some() {
+            return Err(ControlError("only the simulator of Stripe is seeded".to_owned()));
+        }
+        Ok(seed::plant(&mut world, seed)?)
     }
 
     /// Back to the start: the seed of the options, an empty journal and log, no faults, no kept keys. Held requests
@@ -339,7 +378,9 @@ impl Simulator {
     pub fn reset(&self) -> Result<(), ControlError> {
         let mut world = self.shared.world();
         world.reset();
-        seed::plant(&mut world, &self.shared.seed)?;
+        if world.api.is_none() {
+            seed::plant(&mut world, &self.shared.seed)?;
+        }
         Ok(())
     }
 

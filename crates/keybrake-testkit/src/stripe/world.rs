@@ -23,6 +23,7 @@ use super::refund::Refund;
 use super::requests::Requests;
 use super::topup::Topup;
 use super::transfer::{Reversal, Transfer};
+use crate::vendors::{Api, Sent};
 
 /// The account that every test key belongs to.
 pub(super) const PLATFORM: &str = "acct_sim";
@@ -159,6 +160,10 @@ pub(super) struct World {
     pub(super) destinations: BTreeMap<String, Value>,
     /// Length of a quote's PDF.
     pub(super) pdf_bytes: usize,
+    /// Another vendor's API in the place of Stripe's.
+    pub(super) api: Option<Box<dyn Api>>,
+    /// What that one sent.
+    pub(super) sent: Vec<Sent>,
     /// Counts resets, so that a request which was waiting during one does not act in the new world.
     pub(super) epoch: u64,
 }
@@ -177,6 +182,8 @@ impl World {
             ahead_ms: 0,
             destinations: BTreeMap::new(),
             pdf_bytes,
+            api: None,
+            sent: Vec::new(),
             epoch: 0,
         }
     }
@@ -190,6 +197,10 @@ impl World {
         self.requests = Requests::default();
         self.destinations.clear();
         self.ahead_ms = 0;
+        self.sent.clear();
+        if let Some(api) = &mut self.api {
+            api.clear();
+        }
         self.epoch = self.epoch.wrapping_add(1);
     }
 

@@ -1,0 +1,178 @@
+//! What the tests of Twilio and Resend share: the vendor's simulator, an engine, and calls as their SDKs make them.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use keybrake::brake::{CallContext, Limits};
+use keybrake::clock::{Clock as _, ManualClock, SystemClock};
+use keybrake::facade::{IssuedKey, Keybrake};
+use keybrake::policy::Policy;
+use keybrake::request::Call;
+use keybrake::secret::Secret;
+use keybrake_testkit::stripe::{Simulator, SimulatorOptions};
+use keybrake_testkit::{Sent, SimulatedVendor};
+use serde_json::Value;
+
+use crate::world::{Ended, ended, noon_zone};
+
+/// The Twilio account that the tests' secret belongs to.
+pub const ACCOUNT: &str = "AC0123456789abcdef0123456789abcdef";
+
+/// A simulator of Twilio or Resend, an engine on a ledger in memory, and one key.
+#[derive(Debug)]
+pub struct Sender {
+    /// The vendor; its journal of what was sent is the truth.
+    pub vendor: Simulator,
+    /// The engine.
+    pub kb: Keybrake,
+    /// The clock of engine and ledger.
+    pub clock: Arc<ManualClock>,
+    /// The key that the calls are made with, bound to the run `run_1`.
+    pub key: IssuedKey,
+}
+
+impl Sender {
+    /// One with a key under this policy.
+    pub async fn new(which: SimulatedVendor, mut policy: Value) -> Self {
+        let vendor = Simulator::start(SimulatorOptions {
+            vendor: which,
+            ..SimulatorOptions::default()
+        })
+        .unwrap();
+        let secret = match which {
+            SimulatedVendor::Twilio => format!("test:{ACCOUNT}:test_x"),
+            other => other.test_secret().to_owned(),
+        };
+        let clock = Arc::new(ManualClock::at(SystemClock.now_ms()));
+        let kb = Keybrake::builder()
+            .ledger("memory:")
+            .secret(which.name(), Secret::value(secret))
+            .base_url(which.name(), vendor.url())
+            .clock(clock.clone())
+            .limits(Limits {
+                request_ms: 20_000,
+                ..Limits::default()
+            })
+            .build()
+            .await
+            .unwrap();
+        policy
+            .as_object_mut()
+            .unwrap()
+            .entry("timezone")
+            .or_insert_with(|| noon_zone().into());
+        let key = kb
+            .issue(Policy::from_value(&policy).unwrap())
+            .run("run_1")
+            .await
+            .unwrap();
+        Self {
+            vendor,
+            kb,
+            clock,
+            key,
+        }
+    }
+
+    /// A call of Twilio's as twilio-node makes it: the vault key is the auth token.
+    pub async fn twilio(&self, method: &str, path: &str, form: &str, step: Option<&str>) -> Ended {
+        let account = path
+            .split('/')
+            .find(|segment| segment.starts_with("AC"))
+            .unwrap_or(ACCOUNT);
+        let pair = STANDARD.encode(format!("{account}:{}", self.key.token.expose()));
+        let mut headers = vec![("Authorization".to_owned(), format!("Basic {pair}"))];
+        if method == "POST" {
+            headers.push((
+                "Content-Type".to_owned(),
+                "application/x-www-form-urlencoded".to_owned(),
+            ));
+        }
+        let host = "https://api.twilio.com";
+        self.call(method, format!("{host}{path}"), headers, form.to_owned(), step)
+            .await
+    }
+
+    /// A message to a number.
+    pub async fn message(&self, to: &str, body: &str, step: Option<&str>) -> Ended {
+        let form = format!("To=%2B{to}&From=%2B15557122661&Body={body}");
+        let path = format!("/2010-04-01/Accounts/{ACCOUNT}/Messages.json");
+        self.twilio("POST", &path, &form, step).await
+    }
+
+    /// A call of Resend's as its SDKs make it, with a key of the caller's if one is given.
+    pub async fn resend(
+        &self,
+        method: &str,
+        path: &str,
+        body: &Value,
+        key: Option<&str>,
+        step: Option<&str>,
+    ) -> Ended {
+        let mut headers = vec![(
+            "Authorization".to_owned(),
+            format!("Bearer {}", self.key.token.expose()),
+        )];
+        let body = if *body == Value::Null {
+            String::new()
+        } else {
+            headers.push(("Content-Type".to_owned(), "application/json".to_owned()));
+            body.to_string()
+        };
+        headers.extend(key.map(|key| ("Idempotency-Key".to_owned(), key.to_owned())));
+        self.call(
+            method,
+            format!("https://api.resend.com{path}"),
+            headers,
+            body,
+            step,
+        )
+        .await
+    }
+
+    async fn call(
+        &self,
+        method: &str,
+        url: String,
+        headers: Vec<(String, String)>,
+        body: String,
+        step: Option<&str>,
+    ) -> Ended {
+        let call = Call {
+            method: method.to_owned(),
+            url,
+            headers,
+            body: body.into(),
+        };
+        let context = CallContext {
+            step: step.map(str::to_owned),
+            ..CallContext::default()
+        };
+        ended(self.kb.shell().send(call, context, Duration::ZERO).await.unwrap())
+    }
+
+    /// What the vendor says it sent.
+    pub fn sent(&self) -> Vec<Sent> {
+        self.vendor.sent()
+    }
+
+    /// Used and held of the key's first budget, in micro-USD or counts.
+    pub async fn budget(&self) -> (i64, i64) {
+        let usage = self.kb.usage(&self.key.id).await.unwrap();
+        let view = usage
+            .iter()
+            .find(|budget| !budget.livemode)
+            .map(|budget| &budget.view)
+            .unwrap();
+        (view.used, view.held)
+    }
+
+    /// The books agree with their own log, and say so.
+    pub async fn verify(&self) {
+        let report = self.kb.ledger().verify().await.unwrap();
+        assert!(report.differences.is_empty() && report.chain_ok, "{report:?}");
+    }
+}

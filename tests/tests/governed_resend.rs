@@ -1,0 +1,306 @@
+//! Whole governed calls against the Resend simulator, whose journal of what was sent is the truth.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keybrake::audit::RowFilter;
+use keybrake::ledger::State;
+use keybrake::policy::Code;
+use keybrake_testkit::stripe::{Credential, Fault, FaultKind, Release};
+use keybrake_testkit::{SentKind, SimulatedVendor};
+use keybrake_tests::Ended;
+use keybrake_tests::sender::Sender;
+use serde_json::{Value, json};
+
+/// E-mails and reads up to so many dollars a day, at one cent for an e-mail and ten for a batch.
+fn cents(cap: &str) -> Value {
+    json!({"vendor": "resend", "label": "support", "daily_usd_cap": cap,
+        "allowed_endpoints": ["emails.send", "emails.batch", "emails.cancel", "broadcasts.send", "reads"],
+        "operation_costs": {"emails.send": "0.01", "emails.batch": "0.10", "broadcasts.send": "0.50"}})
+}
+
+async fn resend(policy: Value) -> Sender {
+    Sender::new(SimulatedVendor::Resend, policy).await
+}
+
+fn email(to: &str, text: &str) -> Value {
+    json!({"from": "a@acme.example", "to": [to], "subject": "hello", "text": text})
+}
+
+async fn send(world: &Sender, to: &str, text: &str, step: Option<&str>) -> Ended {
+    world
+        .resend("POST", "/emails", &email(to, text), None, step)
+        .await
+}
+
+#[tokio::test]
+async fn without_a_cost_in_the_policy_nothing_is_sent() {
+    let world = resend(
+        json!({"vendor": "resend", "daily_usd_cap": 100, "allowed_endpoints": ["emails.send", "reads"]}),
+    )
+    .await;
+    let refused = send(&world, "b@example.com", "hi", None).await;
+    let denial = refused.denial.unwrap();
+    assert_eq!(denial.code, Code::CostUnknown);
+    assert!(
+        denial
+            .message
+            .contains(r#""operation_costs": {"emails.send": 5}"#),
+        "{}",
+        denial.message
+    );
+    // As resend-node and resend-python read an error.
+    assert_eq!(refused.status, 403);
+    assert_eq!(refused.json.get("statusCode"), Some(&json!(403)));
+    assert_eq!(refused.json.get("name"), Some(&json!("cost_unknown")));
+    assert_eq!(refused.json.get("message"), Some(&json!(denial.message)));
+    assert_eq!(
+        refused.json.pointer("/keybrake/code"),
+        Some(&json!("cost_unknown"))
+    );
+    assert_eq!(world.vendor.request_count(), 0);
+    let read = world.resend("GET", "/emails", &Value::Null, None, None).await;
+    assert_eq!(read.status, 200, "reads pass: {read:?}");
+    assert_eq!(world.budget().await, (0, 0));
+    world.verify().await;
+}
+
+#[tokio::test]
+async fn an_email_costs_what_the_policy_says() {
+    let world = resend(cents("1")).await;
+    let id = send(&world, "b@example.com", "hi", None).await.id();
+    let [row] = &world.sent()[..] else {
+        panic!("one e-mail: {:?}", world.sent())
+    };
+    assert_eq!((row.kind, row.object.as_str()), (SentKind::Email, id.as_str()));
+    assert_eq!(row.to, ["b@example.com"]);
+    assert!(row.idempotency_key.is_some(), "ours, so that a repeat is none");
+    let requests = world.vendor.requests();
+    assert_eq!(requests.first().unwrap().authorization, Credential::BearerTestKey);
+    let rows = world.kb.audit(RowFilter::default(), 10).await.unwrap();
+    assert_eq!(rows.first().unwrap().operation, "emails.send");
+    assert_eq!(world.budget().await, (10_000, 0));
+    world.verify().await;
+}
+
+#[tokio::test]
+async fn fifty_at_once_never_pass_the_cap() {
+    let world = Arc::new(resend(cents("0.12")).await);
+    let tasks: Vec<_> = (0..50)
+        .map(|n| {
+            let world = world.clone();
+            tokio::spawn(async move { send(&world, &format!("u{n}@example.com"), "hi", None).await })
+        })
+        .collect();
+    let mut done = 0;
+    for task in tasks {
+        let ended = task.await.unwrap();
+        match ended.code() {
+            None => done += 1,
+            Some(Code::CapExceeded | Code::CapHeld) => {
+                assert_eq!(ended.status, 429);
+                assert_eq!(ended.json.get("statusCode"), Some(&json!(429)));
+            }
+            Some(other) => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(done, 12, "twelve e-mails of a cent fit under $0.12");
+    assert_eq!(world.sent().len(), 12);
+    assert_eq!(world.budget().await, (120_000, 0));
+    world.verify().await;
+}
+
+#[tokio::test]
+async fn a_lost_answer_stays_held_until_the_same_call_finds_out() {
+    for kind in [
+        FaultKind::DropAfterExecuting,
+        FaultKind::Status500AfterExecuting,
+        FaultKind::ResetMidBody,
+        FaultKind::DropBefore,
+    ] {
+        let world = resend(cents("1")).await;
+        world
+            .vendor
+            .fault(Fault::new(kind).on("POST", "/emails"))
+            .unwrap();
+        let lost = send(&world, "b@example.com", "hi", None).await;
+        assert_eq!(lost.record.state, Some(State::Unknown), "{kind:?} {lost:?}");
+        assert_eq!(
+            world.budget().await,
+            (0, 10_000),
+            "{kind:?}: counted until it is known"
+        );
+        // The model's next tool call goes out under the same key: Resend sends nothing twice.
+        let again = send(&world, "b@example.com", "hi", Some("tool-call-2")).await;
+        assert_eq!(again.status, 200, "{kind:?} {again:?}");
+        assert_eq!(world.sent().len(), 1, "{kind:?}");
+        let keys: Vec<_> = world
+            .vendor
+            .requests()
+            .into_iter()
+            .map(|row| row.idempotency_key)
+            .collect();
+        assert_eq!(keys.first(), keys.get(1), "{kind:?}");
+        assert_eq!(world.budget().await, (10_000, 0), "{kind:?}");
+        world.verify().await;
+    }
+}
+
+#[tokio::test]
+async fn a_key_of_the_callers_is_forwarded_and_one_in_flight_stays_held() {
+    let world = Arc::new(resend(cents("1")).await);
+    world
+        .vendor
+        .fault(Fault::new(FaultKind::HoldUntilReleased).on("POST", "/emails"))
+        .unwrap();
+    let body = email("b@example.com", "hi");
+    let first = {
+        let (world, body) = (world.clone(), body.clone());
+        tokio::spawn(async move {
+            world
+                .resend("POST", "/emails", &body, Some("welcome/7"), None)
+                .await
+        })
+    };
+    assert!(world.vendor.wait_held(1, Duration::from_secs(10)).await);
+    let twin = world
+        .resend("POST", "/emails", &body, Some("welcome/7"), None)
+        .await;
+    assert_eq!(twin.status, 409, "Resend's own answer: {twin:?}");
+    assert_eq!(world.vendor.release(Release::default()), 1);
+    assert_eq!(first.await.unwrap().status, 200);
+    assert_eq!(world.sent().len(), 1);
+    assert_eq!(
+        world.sent().first().unwrap().idempotency_key.as_deref(),
+        Some("welcome/7")
+    );
+    assert_eq!(world.budget().await, (10_000, 0));
+    let other = world
+        .resend(
+            "POST",
+            "/emails",
+            &email("c@example.com", "hi"),
+            Some("welcome/7"),
+            None,
+        )
+        .await;
+    assert_eq!(other.code(), Some(Code::IdempotencyConflict));
+    world.verify().await;
+}
+
+#[tokio::test]
+async fn what_resend_refused_is_free_and_may_be_tried_again() {
+    let world = resend(cents("0.01")).await;
+    world
+        .vendor
+        .fault(Fault::new(FaultKind::RateLimit).on("POST", "/emails"))
+        .unwrap();
+    let limited = send(&world, "b@example.com", "hi", None).await;
+    assert_eq!(
+        (limited.status, limited.code()),
+        (429, None),
+        "the vendor's own 429 passes"
+    );
+    assert_eq!(limited.json.get("name"), Some(&json!("rate_limit_exceeded")));
+    let invalid = send(&world, "nobody", "hi", None).await;
+    assert_eq!(invalid.status, 422);
+    assert_eq!(world.budget().await, (0, 0));
+    assert_eq!(send(&world, "b@example.com", "hi", None).await.status, 200);
+    assert_eq!(world.sent().len(), 1);
+    world.verify().await;
+}
+
+#[tokio::test]
+async fn a_broadcast_takes_no_key_so_it_is_never_sent_again() {
+    let world = resend(cents("1")).await;
+    world
+        .vendor
+        .fault(Fault::new(FaultKind::Status500AfterExecuting).on("POST", "/broadcasts"))
+        .unwrap();
+    let lost = world
+        .resend("POST", "/broadcasts/b_1/send", &json!({}), None, None)
+        .await;
+    assert_eq!(lost.record.state, Some(State::Unknown), "{lost:?}");
+    let arrived = world.vendor.request_count();
+    let again = world
+        .resend("POST", "/broadcasts/b_1/send", &json!({}), None, None)
+        .await;
+    assert_eq!(again.code(), Some(Code::OutcomeUnknown));
+    assert_eq!(world.vendor.request_count(), arrived);
+    assert_eq!(world.budget().await, (0, 500_000));
+    world.verify().await;
+}
+
+#[tokio::test]
+async fn rules_are_judged_on_every_email_of_a_batch() {
+    let mut policy = cents("1");
+    policy["params"] =
+        json!({"*": {"from": {"equals": "a@acme.example", "required": true}, "bcc": {"forbidden": true}}});
+    let world = resend(policy).await;
+    let good = email("b@example.com", "1");
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut other = email("c@example.com", "2");
+        change(&mut other);
+        json!([good.clone(), other])
+    };
+    for (what, batch) in [
+        (
+            "another sender",
+            with(&|e| e["from"] = json!("evil@acme.example")),
+        ),
+        (
+            "no sender",
+            with(&|e| drop(e.as_object_mut().unwrap().remove("from"))),
+        ),
+        ("a hidden copy", with(&|e| e["bcc"] = json!(["evil@example.com"]))),
+    ] {
+        let refused = world.resend("POST", "/emails/batch", &batch, None, None).await;
+        assert_eq!(refused.code(), Some(Code::ParamNotAllowed), "{what}: {refused:?}");
+    }
+    assert_eq!(world.vendor.request_count(), 0);
+    let sent = world
+        .resend("POST", "/emails/batch", &with(&|_| ()), None, None)
+        .await;
+    assert_eq!(sent.status, 200, "{sent:?}");
+    assert_eq!(world.sent().len(), 2);
+    assert_eq!(world.budget().await, (100_000, 0), "one figure for the call");
+    world.verify().await;
+}
+
+#[tokio::test]
+async fn refusals_send_nothing_and_hold_nothing() {
+    let world = resend(cents("1")).await;
+    for (method, path, body, code) in [
+        (
+            "POST",
+            "/api-keys",
+            json!({"name": "x"}),
+            Code::EndpointNotAllowed,
+        ),
+        (
+            "POST",
+            "/contacts",
+            json!({"email": "b@example.com"}),
+            Code::EndpointNotAllowed,
+        ),
+        (
+            "POST",
+            "/emails/../api-keys",
+            json!({"name": "x"}),
+            Code::EndpointNotAllowed,
+        ),
+        (
+            "POST",
+            "/emails",
+            json!({"from": "a", "to": []}),
+            Code::RequestMalformed,
+        ),
+    ] {
+        let refused = world.resend(method, path, &body, None, None).await;
+        assert_eq!(refused.code(), Some(code), "{method} {path}");
+        assert_eq!(refused.status, 403);
+    }
+    assert_eq!(world.vendor.request_count(), 0);
+    assert_eq!(world.budget().await, (0, 0));
+    world.verify().await;
+}
