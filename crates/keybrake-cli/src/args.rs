@@ -521,10 +521,10 @@ pub(crate) struct ReconcileArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct SimulateArgs {
-    /// Vendors to simulate
+    /// Vendors to simulate: stripe, twilio, resend
     #[arg(long, value_delimiter = ',', default_value = "stripe")]
     pub(crate) vendor: Vec<String>,
-    /// Port on 127.0.0.1; 0 takes a free one
+    /// Port on 127.0.0.1 of the first vendor, the next one's follows it; 0 takes free ones
     #[arg(long, default_value_t = 12111)]
     pub(crate) port: u16,
 }

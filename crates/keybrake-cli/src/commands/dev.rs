@@ -1,16 +1,16 @@
-//! `dev -- COMMAND`: a program against the simulator and a throw-away ledger, and what it moved.
+//! `dev -- COMMAND`: a program against the simulators and a throw-away ledger, and what it moved.
 
 use std::process::ExitStatus;
 use std::sync::Arc;
 
 use keybrake::audit::{Audit, AuditRow, RowFilter, printable};
 use keybrake::ledger::HoldFilter;
-use keybrake_testkit::stripe::{Simulator, SimulatorOptions, TEST_SECRET, Totals};
-use serde_json::json;
+use keybrake_testkit::SimulatedVendor;
+use serde_json::{Value, json};
 use tokio::process::Child;
 use tokio::signal::unix::{Signal as Interrupts, SignalKind, signal};
 
-use super::simulate::{tell_totals, totals_json};
+use super::simulate::{self, Done};
 use crate::args::DevArgs;
 use crate::context::Context;
 use crate::failure::{Failure, Outcome, exit};
@@ -22,12 +22,15 @@ pub(crate) async fn run(context: &mut Context<'_>, args: DevArgs) -> Outcome {
     };
     let directory = tempfile::Builder::new().prefix("keybrake-dev-").tempdir()?;
     let url = format!("sqlite:{}", directory.path().join("ledger.db").display());
-    let simulator = Simulator::start(SimulatorOptions::default())?;
+    let simulators = simulate::start(&SimulatedVendor::ALL, 0)?;
     if !context.json {
+        let on = simulators
+            .iter()
+            .map(|simulator| format!("{} on {}", simulator.vendor(), simulator.url()));
         writeln!(
             context.io.err,
-            "keybrake dev: Stripe simulator on {}, throw-away ledger {url}",
-            simulator.url()
+            "keybrake dev: simulators of {}, throw-away ledger {url}",
+            on.collect::<Vec<_>>().join(", ")
         )?;
         context.io.err.flush()?;
     }
@@ -35,16 +38,19 @@ pub(crate) async fn run(context: &mut Context<'_>, args: DevArgs) -> Outcome {
     command
         .args(arguments)
         .env("KEYBRAKE_LEDGER", &url)
-        .env("KEYBRAKE_BASE_URL_STRIPE", simulator.url())
-        .env("STRIPE_SECRET_KEY", TEST_SECRET)
-        .env_remove("STRIPE_API_KEY");
+        .env_remove("STRIPE_API_KEY")
+        .env_remove("TWILIO_API_KEY")
+        .env_remove("TWILIO_API_SECRET");
+    for simulator in &simulators {
+        command.envs(simulator.vendor().environment(&simulator.url()));
+    }
     // Before the program runs: it may be interrupted at once.
     let interrupted = signal(SignalKind::interrupt())?;
     let child = command
         .spawn()
         .map_err(|cause| Failure::not_found(format!("{}: {cause}", program.to_string_lossy())))?;
     let status = wait(child, interrupted).await?;
-    tell(context, &url, &simulator.totals(), status).await?;
+    tell(context, &url, &Done::of(&simulators), status).await?;
     Ok(code_of(status))
 }
 
@@ -65,12 +71,7 @@ fn code_of(status: ExitStatus) -> u8 {
     u8::try_from(code).unwrap_or(exit::REFUSED)
 }
 
-async fn tell(
-    context: &mut Context<'_>,
-    url: &str,
-    totals: &Totals,
-    status: ExitStatus,
-) -> Result<(), Failure> {
+async fn tell(context: &mut Context<'_>, url: &str, done: &Done, status: ExitStatus) -> Result<(), Failure> {
     let ledger = keybrake::ledger::open(url, Arc::clone(&context.clock))?;
     ledger.sweep(10_000).await?;
     let audit = Audit::new(ledger.as_ref());
@@ -91,14 +92,18 @@ async fn tell(
             json!({"call_id": row.call_id, "run": row.agent_run_id, "operation": row.operation,
                    "code": row.policy_verdict, "count": row.count(), "message": row.note("message")})
         });
-        return context.answer(json!({
-            "exit": code_of(status), "moved": totals_json(totals), "refused": refused.collect::<Vec<_>>(),
-            "open_holds": holds.len(), "books_agree": clean,
-        }));
+        let mut answer = json!({
+            "exit": code_of(status), "refused": refused.collect::<Vec<_>>(), "open_holds": holds.len(),
+            "books_agree": clean,
+        });
+        if let (Some(members), Value::Object(done)) = (answer.as_object_mut(), done.json()) {
+            members.extend(done);
+        }
+        return context.answer(answer);
     }
-    let headline = context.paint.bold("What moved (the simulator's own journal)");
+    let headline = context.paint.bold("What moved (the simulators' own journals)");
     context.line(format!("\n{headline}"))?;
-    tell_totals(context, totals)?;
+    done.tell(context)?;
     let headline = context.paint.bold("What was refused");
     context.line(format!("\n{headline}"))?;
     tell_refused(context, &refused)?;

@@ -1,6 +1,10 @@
-//! `simulate`: the vendor simulator, for people and other programs.
+//! `simulate`: the vendors' simulators, for people and other programs.
 
-use keybrake_testkit::stripe::{MovementKind, Simulator, SimulatorOptions, TEST_SECRET, Totals};
+use std::collections::BTreeMap;
+
+use keybrake_testkit::stripe::{Simulator, SimulatorOptions, Totals};
+use keybrake_testkit::{SentKind, SimulatedVendor};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -10,30 +14,28 @@ use crate::failure::{Failure, Outcome, exit};
 use crate::show::Rows;
 
 pub(crate) async fn run(context: &mut Context<'_>, args: SimulateArgs) -> Outcome {
-    for vendor in &args.vendor {
-        match vendor.as_str() {
-            "stripe" => {}
-            "twilio" | "resend" => return Err(Failure::later(&format!("the simulator of {vendor}"))),
-            other => {
-                return Err(Failure::usage(format!(
-                    "there is no simulator of {other:?}; there is stripe"
-                )));
-            }
-        }
-    }
-    let port = args.port;
-    let simulator = Simulator::start(SimulatorOptions {
-        port,
-        ..SimulatorOptions::default()
-    })
-    .map_err(|cause| Failure::usage(format!("127.0.0.1:{port}: {cause}; another port: --port 0")))?;
+    let vendors = args.vendor.iter().map(|name| name.parse::<SimulatedVendor>());
+    let vendors = vendors.collect::<Result<Vec<_>, _>>().map_err(Failure::usage)?;
+    let simulators = start(&vendors, args.port)?;
     // Before anyone is told that it runs, so that whoever ends it at once is heard.
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
     if context.json {
-        context.answer(json!({"url": simulator.url(), "port": simulator.port(), "secret": TEST_SECRET}))?;
+        let all = simulators.iter().map(|simulator| {
+            let vendor = simulator.vendor();
+            json!({"vendor": vendor.name(), "url": simulator.url(), "port": simulator.port(), "secret": vendor.test_secret()})
+        });
+        let all: Vec<Value> = all.collect();
+        // The first one's url, port and secret stand beside the list, for those who ask for one.
+        let mut answer = all.first().cloned().unwrap_or_default();
+        if let Some(members) = answer.as_object_mut() {
+            members.insert("simulators".to_owned(), json!(all));
+        }
+        context.answer(answer)?;
     } else {
-        context.line(simulator.banner())?;
+        for simulator in &simulators {
+            context.line(simulator.banner())?;
+        }
         context.line("Ctrl-C ends it.")?;
     }
     context.io.out.flush()?;
@@ -41,17 +43,100 @@ pub(crate) async fn run(context: &mut Context<'_>, args: SimulateArgs) -> Outcom
         _ = interrupted.recv() => {}
         _ = terminated.recv() => {}
     }
+    let done = Done::of(&simulators);
     if context.json {
-        context.answer(json!({"moved": totals_json(&simulator.totals())}))?;
+        context.answer(done.json())?;
     } else {
         context.line("")?;
-        tell_totals(context, &simulator.totals())?;
+        done.tell(context)?;
     }
     Ok(exit::OK)
 }
 
+/// One simulator for each vendor, on ports that follow each other; with port 0 each takes a free one.
+pub(super) fn start(vendors: &[SimulatedVendor], port: u16) -> Result<Vec<Simulator>, Failure> {
+    let mut simulators = Vec::new();
+    for (vendor, after) in vendors.iter().zip(0_u16..) {
+        let port = if port == 0 { 0 } else { port.saturating_add(after) };
+        let options = SimulatorOptions {
+            vendor: *vendor,
+            port,
+            ..SimulatorOptions::default()
+        };
+        let simulator = Simulator::start(options)
+            .map_err(|cause| Failure::usage(format!("127.0.0.1:{port}: {cause}; another port: --port 0")))?;
+        simulators.push(simulator);
+    }
+    Ok(simulators)
+}
+
+/// What the simulators did, by their own journals.
+pub(super) struct Done {
+    moved: Option<Totals>,
+    sent: BTreeMap<&'static str, BTreeMap<SentKind, u64>>,
+}
+
+impl Done {
+    pub(super) fn of(simulators: &[Simulator]) -> Self {
+        let mut done = Self {
+            moved: None,
+            sent: BTreeMap::new(),
+        };
+        for simulator in simulators {
+            match simulator.vendor() {
+                SimulatedVendor::Stripe => done.moved = Some(simulator.totals()),
+                other => {
+                    let kinds = done.sent.entry(other.name()).or_default();
+                    for row in simulator.sent() {
+                        let times = kinds.entry(row.kind).or_default();
+                        *times = times.saturating_add(1);
+                    }
+                }
+            }
+        }
+        done
+    }
+
+    /// For scripts.
+    pub(super) fn json(&self) -> Value {
+        let mut answer = json!({});
+        if let Some(members) = answer.as_object_mut() {
+            if let Some(totals) = &self.moved {
+                members.insert("moved".to_owned(), totals_json(totals));
+            }
+            if !self.sent.is_empty() {
+                members.insert("sent".to_owned(), json!(self.sent));
+            }
+        }
+        answer
+    }
+
+    /// For people.
+    pub(super) fn tell(&self, context: &mut Context<'_>) -> Result<(), Failure> {
+        if let Some(totals) = &self.moved {
+            tell_totals(context, totals)?;
+        }
+        let mut rows = Rows::new(&["SENT BY", "WHAT", ">TIMES"]);
+        let mut any = false;
+        for (vendor, kinds) in &self.sent {
+            for (kind, times) in kinds {
+                any = true;
+                rows.row([(*vendor).to_owned(), word(kind), times.to_string()]);
+            }
+        }
+        if any {
+            let text = rows.text(context.paint);
+            context.line(text)
+        } else if self.moved.is_none() {
+            context.line("nothing was sent")
+        } else {
+            Ok(())
+        }
+    }
+}
+
 /// What moved, for people.
-pub(super) fn tell_totals(context: &mut Context<'_>, totals: &Totals) -> Result<(), Failure> {
+fn tell_totals(context: &mut Context<'_>, totals: &Totals) -> Result<(), Failure> {
     let mut rows = Rows::new(&["MOVED", ">TIMES", ">AMOUNT", ">CAME BACK", ">NET", "CURRENCY"]);
     let mut any = false;
     for (kind, currencies) in totals {
@@ -60,7 +145,7 @@ pub(super) fn tell_totals(context: &mut Context<'_>, totals: &Totals) -> Result<
             let [moved, returned, net] =
                 [sum.moved, sum.returned, sum.net].map(|minor| major(minor, currency));
             rows.row([
-                word(*kind),
+                word(kind),
                 sum.count.to_string(),
                 moved,
                 returned,
@@ -77,17 +162,17 @@ pub(super) fn tell_totals(context: &mut Context<'_>, totals: &Totals) -> Result<
 }
 
 /// What moved, for scripts: smallest units, as the vendor counts.
-pub(super) fn totals_json(totals: &Totals) -> Value {
+fn totals_json(totals: &Totals) -> Value {
     let lines = totals.iter().flat_map(|(kind, currencies)| {
         currencies.iter().map(move |(currency, sum)| {
-            json!({"kind": word(*kind), "currency": currency, "moved_minor": sum.moved,
+            json!({"kind": word(kind), "currency": currency, "moved_minor": sum.moved,
                    "returned_minor": sum.returned, "net_minor": sum.net, "times": sum.count})
         })
     });
     lines.collect()
 }
 
-fn word(kind: MovementKind) -> String {
+fn word(kind: &impl Serialize) -> String {
     let name = serde_json::to_value(kind).ok();
     name.and_then(|name| name.as_str().map(str::to_owned))
         .unwrap_or_default()

@@ -194,3 +194,39 @@ fn the_simulator_says_where_it_is_and_in_the_end_what_moved() {
     assert_eq!(ended.pointer("/moved/0/moved_minor").unwrap(), 5_000, "{ended}");
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn two_vendors_are_simulated_each_on_a_port_of_its_own() {
+    let place = Place::new();
+    let mut command = place.command();
+    command
+        .args(["--json", "simulate", "--vendor", "twilio,resend", "--port", "0"])
+        .stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut answers = Deserializer::from_reader(child.stdout.take().unwrap()).into_iter::<Value>();
+    let begun = answers.next().unwrap().unwrap();
+    assert_eq!(begun.get("vendor").unwrap(), "twilio", "{begun}");
+    assert_eq!(begun.pointer("/simulators/1/vendor").unwrap(), "resend");
+    let port = begun.pointer("/simulators/1/port").unwrap().as_u64().unwrap();
+    let mut connection = TcpStream::connect(("127.0.0.1", u16::try_from(port).unwrap())).unwrap();
+    let body = r#"{"from":"a@acme.example","to":"b@example.com","subject":"s","text":"t"}"#;
+    let request = format!(
+        "POST /emails HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer re_test_simulator\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    connection.write_all(request.as_bytes()).unwrap();
+    let mut reply = String::new();
+    connection.read_to_string(&mut reply).unwrap();
+    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+    rustix::process::kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let ended = answers.next().unwrap().unwrap();
+    assert_eq!(ended, json!({"sent": {"twilio": {}, "resend": {"email": 1}}}));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let unknown = place.run(&["simulate", "--vendor", "postmark"]);
+    assert!(
+        unknown.err.contains("there is stripe, twilio, resend"),
+        "{}",
+        unknown.err
+    );
+}

@@ -206,17 +206,15 @@ impl Simulator {
     /// What a person needs to know to use it, several lines.
     pub fn banner(&self) -> String {
         let (url, vendor) = (self.url(), self.vendor());
-        let exports: String = vendor
-            .environment(&url)
-            .into_iter()
-            .map(|(name, value)| format!("  export {name}={value}\n"))
-            .collect();
+        let exports = vendor.environment(&url);
+        let exports = exports.iter().map(|(name, value)| format!("  export {name}={value}"));
+        let exports = exports.collect::<Vec<_>>().join("\n");
         let (what, journal) = match vendor {
             SimulatedVendor::Stripe => ("What moved: ", "journal"),
             SimulatedVendor::Twilio | SimulatedVendor::Resend => ("What was sent:", "sent"),
         };
         format!(
-            "{vendor} simulator on {url}\n\n{exports}\n{what} curl {url}/_sim/{journal}\nControls:    curl {url}/_sim\n"
+            "{vendor} simulator on {url}\n\n{exports}\n\n{what} curl {url}/_sim/{journal}\nControls:    curl {url}/_sim\n"
         )
     }
 

@@ -1,4 +1,4 @@
-//! The simulator behaves as Stripe is documented to behave, and its journal tells the truth.
+//! The simulators behave as Stripe, Twilio and Resend are documented to behave, and their journals tell the truth.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -11,6 +11,7 @@ mod controls;
 mod faults;
 mod idempotency;
 mod objects;
+mod senders;
 mod wire;
 
 use std::time::Duration;
