@@ -207,7 +207,9 @@ impl Simulator {
     pub fn banner(&self) -> String {
         let (url, vendor) = (self.url(), self.vendor());
         let exports = vendor.environment(&url);
-        let exports = exports.iter().map(|(name, value)| format!("  export {name}={value}"));
+        let exports = exports
+            .iter()
+            .map(|(name, value)| format!("  export {name}={value}"));
         let exports = exports.collect::<Vec<_>>().join("\n");
         let (what, journal) = match vendor {
             SimulatedVendor::Stripe => ("What moved: ", "journal"),

@@ -51,6 +51,7 @@ impl RefundStatus {
 
 impl Refund {
     /// Whether a bank still has to say how it ends.
+    #[cfg(feature = "sim")]
     pub(super) fn is_pending(&self) -> bool {
         self.status == RefundStatus::Pending
     }
