@@ -21,6 +21,17 @@ use crate::world::{Ended, ended, noon_zone};
 /// The Twilio account that the tests' secret belongs to.
 pub const ACCOUNT: &str = "AC0123456789abcdef0123456789abcdef";
 
+/// What makes a call one of a kind.
+#[derive(Clone, Copy, Debug)]
+pub enum By<'a> {
+    /// Nothing but its content.
+    Content,
+    /// The caller's own idempotency key.
+    Key(&'a str),
+    /// A step of the run.
+    Step(&'a str),
+}
+
 /// A simulator of Twilio or Resend, an engine on a ledger in memory, and one key.
 #[derive(Debug)]
 pub struct Sender {
@@ -91,9 +102,13 @@ impl Sender {
                 "application/x-www-form-urlencoded".to_owned(),
             ));
         }
-        let host = "https://api.twilio.com";
-        self.call(method, format!("{host}{path}"), headers, form.to_owned(), step)
-            .await
+        let call = Call {
+            method: method.to_owned(),
+            url: format!("https://api.twilio.com{path}"),
+            headers,
+            body: form.to_owned().into(),
+        };
+        self.call(call, step).await
     }
 
     /// A message to a number.
@@ -103,15 +118,8 @@ impl Sender {
         self.twilio("POST", &path, &form, step).await
     }
 
-    /// A call of Resend's as its SDKs make it, with a key of the caller's if one is given.
-    pub async fn resend(
-        &self,
-        method: &str,
-        path: &str,
-        body: &Value,
-        key: Option<&str>,
-        step: Option<&str>,
-    ) -> Ended {
+    /// A call of Resend's as its SDKs make it; `Value::Null` is no body.
+    pub async fn resend(&self, method: &str, path: &str, body: &Value, by: By<'_>) -> Ended {
         let mut headers = vec![(
             "Authorization".to_owned(),
             format!("Bearer {}", self.key.token.expose()),
@@ -122,31 +130,24 @@ impl Sender {
             headers.push(("Content-Type".to_owned(), "application/json".to_owned()));
             body.to_string()
         };
-        headers.extend(key.map(|key| ("Idempotency-Key".to_owned(), key.to_owned())));
-        self.call(
-            method,
-            format!("https://api.resend.com{path}"),
-            headers,
-            body,
-            step,
-        )
-        .await
-    }
-
-    async fn call(
-        &self,
-        method: &str,
-        url: String,
-        headers: Vec<(String, String)>,
-        body: String,
-        step: Option<&str>,
-    ) -> Ended {
+        let step = match by {
+            By::Content => None,
+            By::Step(step) => Some(step),
+            By::Key(key) => {
+                headers.push(("Idempotency-Key".to_owned(), key.to_owned()));
+                None
+            }
+        };
         let call = Call {
             method: method.to_owned(),
-            url,
+            url: format!("https://api.resend.com{path}"),
             headers,
             body: body.into(),
         };
+        self.call(call, step).await
+    }
+
+    async fn call(&self, call: Call, step: Option<&str>) -> Ended {
         let context = CallContext {
             step: step.map(str::to_owned),
             ..CallContext::default()

@@ -9,7 +9,7 @@ use keybrake::policy::Code;
 use keybrake_testkit::stripe::{Credential, Fault, FaultKind, Release};
 use keybrake_testkit::{SentKind, SimulatedVendor};
 use keybrake_tests::Ended;
-use keybrake_tests::sender::Sender;
+use keybrake_tests::sender::{By, Sender};
 use serde_json::{Value, json};
 
 /// E-mails and reads up to so many dollars a day, at one cent for an e-mail and ten for a batch.
@@ -29,7 +29,12 @@ fn email(to: &str, text: &str) -> Value {
 
 async fn send(world: &Sender, to: &str, text: &str, step: Option<&str>) -> Ended {
     world
-        .resend("POST", "/emails", &email(to, text), None, step)
+        .resend(
+            "POST",
+            "/emails",
+            &email(to, text),
+            step.map_or(By::Content, By::Step),
+        )
         .await
 }
 
@@ -59,7 +64,7 @@ async fn without_a_cost_in_the_policy_nothing_is_sent() {
         Some(&json!("cost_unknown"))
     );
     assert_eq!(world.vendor.request_count(), 0);
-    let read = world.resend("GET", "/emails", &Value::Null, None, None).await;
+    let read = world.resend("GET", "/emails", &Value::Null, By::Content).await;
     assert_eq!(read.status, 200, "reads pass: {read:?}");
     assert_eq!(world.budget().await, (0, 0));
     world.verify().await;
@@ -156,16 +161,10 @@ async fn a_key_of_the_callers_is_forwarded_and_one_in_flight_stays_held() {
     let body = email("b@example.com", "hi");
     let first = {
         let (world, body) = (world.clone(), body.clone());
-        tokio::spawn(async move {
-            world
-                .resend("POST", "/emails", &body, Some("welcome/7"), None)
-                .await
-        })
+        tokio::spawn(async move { world.resend("POST", "/emails", &body, By::Key("welcome/7")).await })
     };
     assert!(world.vendor.wait_held(1, Duration::from_secs(10)).await);
-    let twin = world
-        .resend("POST", "/emails", &body, Some("welcome/7"), None)
-        .await;
+    let twin = world.resend("POST", "/emails", &body, By::Key("welcome/7")).await;
     assert_eq!(twin.status, 409, "Resend's own answer: {twin:?}");
     assert_eq!(world.vendor.release(Release::default()), 1);
     assert_eq!(first.await.unwrap().status, 200);
@@ -180,8 +179,7 @@ async fn a_key_of_the_callers_is_forwarded_and_one_in_flight_stays_held() {
             "POST",
             "/emails",
             &email("c@example.com", "hi"),
-            Some("welcome/7"),
-            None,
+            By::Key("welcome/7"),
         )
         .await;
     assert_eq!(other.code(), Some(Code::IdempotencyConflict));
@@ -218,12 +216,12 @@ async fn a_broadcast_takes_no_key_so_it_is_never_sent_again() {
         .fault(Fault::new(FaultKind::Status500AfterExecuting).on("POST", "/broadcasts"))
         .unwrap();
     let lost = world
-        .resend("POST", "/broadcasts/b_1/send", &json!({}), None, None)
+        .resend("POST", "/broadcasts/b_1/send", &json!({}), By::Content)
         .await;
     assert_eq!(lost.record.state, Some(State::Unknown), "{lost:?}");
     let arrived = world.vendor.request_count();
     let again = world
-        .resend("POST", "/broadcasts/b_1/send", &json!({}), None, None)
+        .resend("POST", "/broadcasts/b_1/send", &json!({}), By::Content)
         .await;
     assert_eq!(again.code(), Some(Code::OutcomeUnknown));
     assert_eq!(world.vendor.request_count(), arrived);
@@ -254,12 +252,12 @@ async fn rules_are_judged_on_every_email_of_a_batch() {
         ),
         ("a hidden copy", with(&|e| e["bcc"] = json!(["evil@example.com"]))),
     ] {
-        let refused = world.resend("POST", "/emails/batch", &batch, None, None).await;
+        let refused = world.resend("POST", "/emails/batch", &batch, By::Content).await;
         assert_eq!(refused.code(), Some(Code::ParamNotAllowed), "{what}: {refused:?}");
     }
     assert_eq!(world.vendor.request_count(), 0);
     let sent = world
-        .resend("POST", "/emails/batch", &with(&|_| ()), None, None)
+        .resend("POST", "/emails/batch", &with(&|_| ()), By::Content)
         .await;
     assert_eq!(sent.status, 200, "{sent:?}");
     assert_eq!(world.sent().len(), 2);
@@ -296,7 +294,7 @@ async fn refusals_send_nothing_and_hold_nothing() {
             Code::RequestMalformed,
         ),
     ] {
-        let refused = world.resend(method, path, &body, None, None).await;
+        let refused = world.resend(method, path, &body, By::Content).await;
         assert_eq!(refused.code(), Some(code), "{method} {path}");
         assert_eq!(refused.status, 403);
     }
