@@ -1,8 +1,8 @@
 /** One governed call, the same for every adapter: what is handed to the engine, and what its answer means. */
 
 import { type Here, here, NOWHERE } from "./context.js";
-import type { Answer, Stream } from "./engine.js";
-import { ConfigError, type Denial, Denied, fromNative, translated } from "./errors.js";
+import type { Answer, Request, Stream } from "./engine.js";
+import { ConfigError, type Denial, Denied, fromNative, KeybrakeError, translated } from "./errors.js";
 import type { Keybrake } from "./keybrake.js";
 import { usdFromMicros } from "./money.js";
 import native from "./native.cjs";
@@ -72,25 +72,47 @@ const WARNING = { part: 4n, of: 5n };
 
 /** Makes a governed call. Rejects only when nothing was decided: misconfiguration, or the caller gave it up. */
 export async function governed(keybrake: Keybrake, call: Outgoing): Promise<Ended> {
+  const { run, request } = prepared(keybrake, call);
+  const answer = run?.closed ? refused(call.url, run) : null;
+  return ended(keybrake, run, answer ?? (await keybrake.engine.send(request, call.stream ?? false)));
+}
+
+/** Judges a call that its caller sends: a permit, or how it ended already. */
+export async function permitted(keybrake: Keybrake, call: Outgoing): Promise<Ended | Permitted> {
+  const { run, request } = prepared(keybrake, call);
+  const refusal = run?.closed ? refused(call.url, run) : null;
+  if (refusal) return ended(keybrake, run, refusal);
+  const verdict = await keybrake.engine.authorize(request);
+  const answer = verdict.takeAnswer();
+  if (answer) return ended(keybrake, run, answer);
+  const permit = verdict.takePermit();
+  if (!permit) throw new KeybrakeError("the native module decided nothing");
+  const settled = async (settling: Promise<Answer>) => ended(keybrake, run, await fromPromise(settling));
+  return { kind: "permit", permit, settled };
+}
+
+/** A permit of the native module, and what makes an outcome of what it answers. */
+export interface Permitted {
+  readonly kind: "permit";
+  readonly permit: native.Permit;
+  readonly settled: (settling: Promise<Answer>) => Promise<Ended>;
+}
+
+function prepared(keybrake: Keybrake, call: Outgoing): { run: Run | null; request: Request } {
   guardTests(keybrake, call.url);
   const around = here();
   const headers = [...call.headers].flat() as string[];
   const run = call.run ?? (around.run && carries(headers, around.run.token) ? around.run : null);
-  const answer =
-    (run?.closed ? refused(call.url, run) : null) ??
-    (await keybrake.engine.send(
-      {
-        method: call.method,
-        url: call.url,
-        headers,
-        body: call.body,
-        context: attribution(around, run, call.keyOrigin),
-        waitMs: call.waitMs ?? 0,
-        signal: call.signal ?? null,
-      },
-      call.stream ?? false,
-    ));
-  return ended(keybrake, run, answer);
+  const request = {
+    method: call.method,
+    url: call.url,
+    headers,
+    body: call.body,
+    context: attribution(around, run, call.keyOrigin),
+    waitMs: call.waitMs ?? 0,
+    signal: call.signal ?? null,
+  };
+  return { run, request };
 }
 
 function ended(keybrake: Keybrake, run: Run | null, answer: Answer): Ended {
@@ -138,34 +160,51 @@ export class Document {
 
   /** The next piece; `null` at the end. Throws `Denied` when a hard stop broke it off, else an `Error` that says why. */
   async read(): Promise<Buffer | null> {
-    const piece = await this.#stream.read().catch((error: unknown) => {
-      throw fromNative(error);
-    });
+    const piece = await fromPromise(this.#stream.read());
     if (piece === null && !this.#over) this.#end();
     return piece;
   }
 
-  /** Gives the rest up. Safe to repeat. */
+  /** Gives the rest up, also while a piece is waited for. Safe to repeat. */
   async close(): Promise<void> {
     if (this.#over) return;
-    await this.#stream.close();
     this.#over = true;
+    await fromPromise(this.#stream.close());
     this.#account();
   }
 
-  /** As a web stream; cancelling it gives the rest up. */
-  web(): ReadableStream<Uint8Array> {
-    return new ReadableStream<Uint8Array>(
-      {
-        pull: async (controller) => {
-          const piece = await this.read();
-          if (piece) controller.enqueue(piece);
-          else controller.close();
-        },
-        cancel: () => this.close(),
+  /** As the byte stream of a web response. Cancelling it, or the signal, gives the rest up. */
+  web(signal: AbortSignal | null = null): ReadableStream<Uint8Array> {
+    let stop = () => {};
+    return new ReadableStream({
+      type: "bytes",
+      start: (controller) => {
+        const give = () => {
+          controller.error(signal?.reason);
+          this.close().catch(() => {});
+        };
+        stop = () => signal?.removeEventListener("abort", give);
+        signal?.addEventListener("abort", give, { once: true });
+        if (signal?.aborted) give();
       },
-      { highWaterMark: 0 },
-    );
+      pull: async (controller) => {
+        try {
+          const piece = await this.read();
+          if (signal?.aborted) return;
+          if (piece) return controller.enqueue(new Uint8Array(piece));
+        } catch (error) {
+          stop();
+          throw error;
+        }
+        stop();
+        controller.close();
+        controller.byobRequest?.respond(0);
+      },
+      cancel: () => {
+        stop();
+        return this.close();
+      },
+    });
   }
 
   async *[Symbol.asyncIterator](): AsyncGenerator<Buffer> {
@@ -192,6 +231,12 @@ export class Document {
     else told(this.#keybrake, this.#stream.record, info);
     return info;
   }
+}
+
+function fromPromise<T>(work: Promise<T>): Promise<T> {
+  return work.catch((error: unknown) => {
+    throw fromNative(error);
+  });
 }
 
 function told(keybrake: Keybrake, record: string, info: CallInfo): void {
@@ -236,7 +281,8 @@ function carries(headers: readonly string[], token: string): boolean {
   return headers.some((text) => text.includes(token));
 }
 
-function pairs(flat: readonly string[]): Headers {
+/** Names and values that stand in turn. */
+export function pairs(flat: readonly string[]): Headers {
   const found: [string, string][] = [];
   for (let i = 0; i + 1 < flat.length; i += 2) found.push([flat[i] as string, flat[i + 1] as string]);
   return found;

@@ -5,6 +5,7 @@ import native from "./native.cjs";
 
 export type Answer = native.Answer;
 export type Stream = native.Stream;
+export type Verdict = native.Verdict;
 
 /** One HTTP request for the engine. */
 export interface Request {
@@ -57,16 +58,24 @@ export class Engine {
   }
 
   /** One governed call. Giving it up by its signal aborts the request and leaves its hold unknown. */
-  async send(request: Request, stream: boolean): Promise<Answer> {
-    const { method, url, headers, body, context, waitMs, signal } = request;
+  send(request: Request, stream: boolean): Promise<Answer> {
     const how = stream ? "openStream" : "send";
-    if (!signal) return this.#wait(() => this.#native[how](method, url, headers, body, context, waitMs));
+    return this.#call(request.signal, (cancel) => this.#native[how](...partsOf(request), cancel));
+  }
+
+  /** Judges a call and reserves what it can cost; the caller sends it. Given up by its signal, a hold may stand. */
+  authorize(request: Request): Promise<Verdict> {
+    return this.#call(request.signal, (cancel) => this.#native.authorize(...partsOf(request), cancel));
+  }
+
+  async #call<T>(signal: AbortSignal | null, start: (cancel: native.Cancel | null) => Promise<T>): Promise<T> {
+    if (!signal) return this.#wait(() => start(null));
     signal.throwIfAborted();
     const cancel = new native.Cancel();
     const give = () => cancel.cancel();
     signal.addEventListener("abort", give, { once: true });
     try {
-      return await this.#wait(() => this.#native[how](method, url, headers, body, context, waitMs, cancel));
+      return await this.#wait(() => start(cancel));
     } catch (error) {
       signal.throwIfAborted();
       throw error;
@@ -100,6 +109,11 @@ export class Engine {
       throw fromNative(error);
     }
   }
+}
+
+function partsOf(request: Request): [string, string, string[], Uint8Array, string, number] {
+  const { method, url, headers, body, context, waitMs } = request;
+  return [method, url, headers, body, context, waitMs];
 }
 
 function vendorsByVariable(): string[] {

@@ -23,6 +23,25 @@ export function frontOf(from: Run | Keybrake | Agent, token?: string | Key): Fro
   return { keybrake: from instanceof Agent ? Agent.keybrake(from) : from, token: tokenOf(token), run: null };
 }
 
+/** An adapter's arguments, either `(run, options?)` or `(keybrake, token, options?)`. */
+export function argumentsOf<Options extends object>(
+  from: Run | Keybrake | Agent,
+  second: string | Key | Options | undefined,
+  third: Options | undefined,
+): { front: Front; options: Options } {
+  const hasToken = typeof second === "string" || (typeof second === "object" && "expiresAt" in second);
+  const front = frontOf(from, hasToken ? (second as string | Key) : undefined);
+  return { front, options: (hasToken ? third : (second as Options | undefined)) ?? ({} as Options) };
+}
+
+/** Refuses options of an SDK that belong to the transport which Keybrake's replaces. */
+export function refuseTaken(options: object, taken: readonly string[]): void {
+  for (const name of taken) {
+    if (name in options)
+      throw new ConfigError(`${name} belongs to the SDK's own transport; calls go through Keybrake's (see baseUrls)`);
+  }
+}
+
 function isRun(thing: Run | Keybrake | Agent): thing is Run {
   return "keyId" in thing && "token" in thing;
 }

@@ -11,6 +11,7 @@ import { Keybrake, type OpenOptions } from "./keybrake.js";
 import native from "./native.cjs";
 import type { Run } from "./run.js";
 
+export type { Authorization, AuthorizeOptions, Permit, Replied } from "./authorize.js";
 export { currentRun } from "./context.js";
 export {
   ConfigError,

@@ -1,5 +1,6 @@
 /** The front door: a ledger, the vendors' secrets, and what is asked of them. */
 
+import { type Authorization, type AuthorizeOptions, authorize } from "./authorize.js";
 import { carried, here, within } from "./context.js";
 import { Engine } from "./engine.js";
 import { ConfigError } from "./errors.js";
@@ -102,6 +103,16 @@ export class Keybrake implements AsyncDisposable {
   async check(token: string | Key, endpoint: string, fields: object = {}, vendor = "stripe"): Promise<Check> {
     const args = requests.checkedCall(tokenOf(token), endpoint, fields, vendor);
     return requests.checkFrom(await this.engine.ask("check", args));
+  }
+
+  /** As `Run.authorize`, by a vault key. */
+  authorize(
+    token: string | Key,
+    input: string | URL | Request,
+    init?: RequestInit,
+    options: AuthorizeOptions = {},
+  ): Promise<Authorization> {
+    return authorize({ keybrake: this, token: tokenOf(token), run: null }, input, init, options);
   }
 
   /** The budgets that a key draws on, as they stand. */

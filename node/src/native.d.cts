@@ -23,6 +23,15 @@ export declare class Engine {
     waitMs: number,
     cancel?: Cancel | null,
   ): Promise<Answer>;
+  authorize(
+    method: string,
+    url: string,
+    headers: string[],
+    body: Uint8Array,
+    context: string,
+    waitMs: number,
+    cancel?: Cancel | null,
+  ): Promise<Verdict>;
   close(): Promise<void>;
   closeNow(): void;
 }
@@ -55,6 +64,33 @@ export declare class Stream {
   readonly record: string;
   readonly reason: string | null;
   readonly denial: string | null;
+}
+
+/** What was decided: a permit, or the answer that stands in for a reply. */
+export declare class Verdict {
+  private constructor();
+  takePermit(): Permit | null;
+  takeAnswer(): Answer | null;
+}
+
+/** Permission to send one attempt. Garbage-collected without an outcome, its hold stands. */
+export declare class Permit {
+  private constructor();
+  readonly callId: string;
+  /** Micro-USD in decimal. */
+  readonly micros: string;
+  method(): string;
+  url(): string;
+  /** Names and values, in turn; the vendor's real secret is among them. */
+  headers(): string[];
+  body(): Buffer;
+  /** How long it may still be sent; 0 once it expired. */
+  readonly sendWithinMs: number;
+  /** The longest the request may take. */
+  readonly requestMs: number;
+  replied(status: number, headers: string[], body: Uint8Array): Promise<Answer>;
+  lost(reason: string): Promise<Answer>;
+  neverSent(): Promise<Answer>;
 }
 
 /** A running simulator on 127.0.0.1. */

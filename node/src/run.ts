@@ -1,5 +1,6 @@
 /** A run: one task's execution, with the key it spends by. */
 
+import { type Authorization, type AuthorizeOptions, authorize } from "./authorize.js";
 import { carried, type Here, here, NOWHERE, within } from "./context.js";
 import type { Keybrake } from "./keybrake.js";
 import { microsFromUsd } from "./money.js";
@@ -114,6 +115,14 @@ export class Run implements AsyncDisposable {
   /** What would happen to a call such as `"POST /v1/refunds", { amount: 5000 }`. Nothing is reserved or sent. */
   async check(endpoint: string, fields: object = {}, vendor = "stripe"): Promise<Check> {
     return this.#keybrake.check(this.#token, endpoint, fields, vendor);
+  }
+
+  /**
+   * Judges a call, given as to `fetch`, and reserves what it can cost; you send it by your own `fetch` and say how it
+   * ended. The vault key goes where the secret went; a call without `Authorization` gets it.
+   */
+  authorize(input: string | URL | Request, init?: RequestInit, options: AuthorizeOptions = {}): Promise<Authorization> {
+    return authorize({ keybrake: this.#keybrake, token: this.#token, run: this }, input, init, options);
   }
 
   /** The budgets that this run draws on, as they stand now. */

@@ -8,8 +8,8 @@
 import { Readable } from "node:stream";
 import Stripe from "stripe";
 import { type Document, type Ended, governed, type Headers, type KeyOrigin } from "./call.js";
-import { ConfigError, KeybrakeError } from "./errors.js";
-import { type Front, frontOf } from "./front.js";
+import { KeybrakeError } from "./errors.js";
+import { argumentsOf, type Front, refuseTaken } from "./front.js";
 import type { Agent, Keybrake } from "./keybrake.js";
 import type { Key, Run } from "./run.js";
 
@@ -28,14 +28,9 @@ export function createStripe(
   second?: string | Key | StripeOptions,
   third?: StripeOptions,
 ): Stripe {
-  const hasToken = typeof second === "string" || (typeof second === "object" && "expiresAt" in second);
-  const front = frontOf(from, hasToken ? (second as string | Key) : undefined);
-  const { waitMs = 0, ...options } = (hasToken ? third : (second as StripeOptions | undefined)) ?? {};
-  for (const taken of ["httpClient", "httpAgent", "host", "port", "protocol", "authenticator"]) {
-    if (taken in options) {
-      throw new ConfigError(`${taken} belongs to the SDK's own transport; calls go through Keybrake's (see baseUrls)`);
-    }
-  }
+  const { front, options: given } = argumentsOf(from, second, third);
+  const { waitMs = 0, ...options } = given;
+  refuseTaken(options, ["httpClient", "httpAgent", "host", "port", "protocol", "authenticator"]);
   return new Stripe(front.token, { ...options, httpClient: new BrakeHttpClient(front, waitMs) } as Stripe.StripeConfig);
 }
 

@@ -22,6 +22,7 @@ export interface Fault {
   times?: number;
   skip?: number;
   delayMs?: number;
+  chunkBytes?: number;
   when?: string;
   status?: number;
 }
@@ -91,9 +92,9 @@ export class Simulator implements Disposable {
 
   /** Something goes wrong with the next matching requests, such as `drop_after` or `hold`. */
   async fault(kind: string, options: Fault = {}): Promise<void> {
-    const { method = "POST", pathPrefix = "/v1/", delayMs, ...more } = options;
-    const delay = delayMs === undefined ? {} : { delay_ms: delayMs };
-    await this.control("POST", "faults", { kind, match: { method, path_prefix: pathPrefix }, ...more, ...delay });
+    const { method = "POST", pathPrefix = "/v1/", delayMs, chunkBytes, ...more } = options;
+    const match = { method, path_prefix: pathPrefix };
+    await this.control("POST", "faults", { kind, match, ...more, delay_ms: delayMs, chunk_bytes: chunkBytes });
   }
 
   /** No more faults. */

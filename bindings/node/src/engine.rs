@@ -7,7 +7,7 @@ use bytes::Bytes;
 use keybrake::{Error, Result};
 use keybrake_binding::call::{self, Outgoing};
 use keybrake_binding::core::{CLOSING, until_closed};
-use keybrake_binding::{Core, Settings, ask};
+use keybrake_binding::{Core, Settings, ask, permit};
 use napi::Env;
 use napi::bindgen_prelude::{Object, ToNapiValue, Uint8Array};
 use napi_derive::napi;
@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::call::Answer;
 use crate::errors::{guarded, to_node};
+use crate::permit::Verdict;
 use crate::stream::Reading;
 
 /// The engine behind one `Keybrake`. Its ledger is opened on first use.
@@ -113,6 +114,26 @@ impl Engine {
         })
     }
 
+    /// Judges a call, reserves what it can cost, and leaves the sending to the caller.
+    #[napi(ts_return_type = "Promise<Verdict>")]
+    pub fn authorize<'env>(
+        &self,
+        env: &'env Env,
+        method: String,
+        url: String,
+        headers: Vec<String>,
+        body: Uint8Array,
+        context: String,
+        wait_ms: u32,
+        cancel: Option<&Cancel>,
+    ) -> napi::Result<Object<'env>> {
+        let outgoing = outgoing((&method, url, headers, &body), &context, wait_ms)?;
+        let work = permit::authorize(Arc::clone(&self.core), outgoing);
+        let settling = self.worker.clone();
+        self.worker
+            .start(env, cancel, work, |verdict| Verdict::new(verdict, settling))
+    }
+
     /// Ends the engine: calls under way are given up (their holds stay), what is lazy is written down.
     #[napi(ts_return_type = "Promise<void>")]
     pub fn close<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
@@ -158,14 +179,19 @@ fn outgoing(
     wait_ms: u32,
 ) -> napi::Result<Outgoing> {
     guarded(|| {
-        let mut texts = headers.into_iter();
-        let mut pairs = Vec::with_capacity(texts.len() / 2);
-        while let (Some(name), Some(value)) = (texts.next(), texts.next()) {
-            pairs.push((name, value));
-        }
-        let parts = (method, url, pairs, Bytes::copy_from_slice(body));
+        let parts = (method, url, pairs(headers), Bytes::copy_from_slice(body));
         Outgoing::new(parts, context, Duration::from_millis(u64::from(wait_ms)))
     })
+}
+
+/// Names and values that stand in turn.
+pub(crate) fn pairs(headers: Vec<String>) -> Vec<(String, String)> {
+    let mut texts = headers.into_iter();
+    let mut pairs = Vec::with_capacity(texts.len() / 2);
+    while let (Some(name), Some(value)) = (texts.next(), texts.next()) {
+        pairs.push((name, value));
+    }
+    pairs
 }
 
 impl Worker {

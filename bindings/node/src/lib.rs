@@ -12,5 +12,6 @@ mod call;
 mod engine;
 mod errors;
 mod helpers;
+mod permit;
 mod simulator;
 mod stream;

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use keybrake::Result;
 use keybrake::client::{ReplyStream, broken_off};
+use tokio::sync::watch;
 
 use crate::call::record_json;
 
@@ -24,6 +25,8 @@ pub struct Shown {
 pub struct Body {
     /// `None` once it is over.
     reply: tokio::sync::Mutex<Option<ReplyStream>>,
+    /// Whether it was given up: then nobody waits for a piece any more.
+    closing: watch::Sender<bool>,
     shown: Mutex<Shown>,
 }
 
@@ -36,6 +39,7 @@ impl Body {
         };
         Self {
             reply: tokio::sync::Mutex::new(Some(reply)),
+            closing: watch::Sender::new(false),
             shown: Mutex::new(shown),
         }
     }
@@ -49,7 +53,8 @@ impl Body {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next piece; `None` at the end, and when it broke off, which [`Shown::reason`] then tells.
+    /// The next piece; `None` at the end, when it is closed meanwhile, and when it broke off, which [`Shown::reason`]
+    /// then tells.
     ///
     /// # Errors
     /// When the outcome could not be recorded.
@@ -58,7 +63,12 @@ impl Body {
         let Some(stream) = reply.as_mut() else {
             return Ok(None);
         };
-        let piece = stream.next().await;
+        let mut closing = self.closing.subscribe();
+        let piece = tokio::select! {
+            biased;
+            _ = closing.wait_for(|closing| *closing) => return Ok(None),
+            piece = stream.next() => piece,
+        };
         self.shared().record = record_json(stream.record());
         match piece {
             Some(Ok(piece)) => return Ok(Some(piece)),
@@ -77,11 +87,12 @@ impl Body {
         Ok(None)
     }
 
-    /// Gives the rest of the body up. Safe to repeat.
+    /// Gives the rest of the body up, also while a piece is waited for. Safe to repeat.
     ///
     /// # Errors
     /// When the outcome could not be recorded.
     pub async fn close(&self) -> Result<()> {
+        self.closing.send_replace(true);
         let mut reply = self.reply.lock().await;
         let Some(mut stream) = reply.take() else {
             return Ok(());

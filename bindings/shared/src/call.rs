@@ -88,6 +88,12 @@ impl Outgoing {
     }
 }
 
+impl Outgoing {
+    pub(crate) fn parts(self) -> (Call, CallContext, Duration) {
+        (self.call, self.context, self.wait)
+    }
+}
+
 /// How a governed call ended.
 pub struct Answer {
     /// `reply`, `denied`, `lost` or `stream`.
@@ -173,7 +179,7 @@ pub fn refused(url: &str, code: &str, message: &str) -> Result<Option<Answer>> {
     }))
 }
 
-fn ended(answer: client::Answer) -> Result<Answer> {
+pub(crate) fn ended(answer: client::Answer) -> Result<Answer> {
     Ok(match answer {
         client::Answer::Reply { reply, record } => Answer::new("reply", Some(reply), &record),
         client::Answer::Denied {

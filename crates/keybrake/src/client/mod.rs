@@ -19,6 +19,7 @@ pub use stream::{BrokenOff, Opened, ReplyStream, broken_off};
 pub use wire::{NoReply, Wire};
 
 use crate::brake::{Brake, CallContext, CallRecord, Decision, Permit, Prepared, SendEnd, Settled};
+use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ledger::Stop;
 use crate::policy::{Code, Denial};
@@ -122,21 +123,40 @@ impl Shell {
     /// # Errors
     /// As [`send`](Self::send).
     pub async fn open(self: &Arc<Self>, call: Call, context: CallContext, wait: Duration) -> Result<Opened> {
-        let until = self
-            .brake
-            .clock()
-            .boot_ms()
-            .saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
-        let mut pause = Duration::from_millis(25);
+        let mut patience = Patience::new(self, wait);
         loop {
             let opened = self.once(&call, &context).await?;
             let held = opened.denial().is_some_and(|denial| denial.code == Code::CapHeld);
-            if !held || self.brake.clock().boot_ms() >= until {
+            if !held || !patience.more().await {
                 return Ok(opened);
             }
-            tokio::time::sleep(pause).await;
-            pause = pause.saturating_mul(2).min(Duration::from_millis(500));
         }
+    }
+
+    /// Authorises, making the reads that the engine asks for, and leaves the sending to the caller: what a permit holds
+    /// is sent by other means than this shell, and [`settle`](Self::settle) told how that ended. The answer is never
+    /// [`Decision::NeedsLookup`]. `wait` is as for [`send`](Self::send).
+    ///
+    /// # Errors
+    /// Of [`Brake::authorize`].
+    pub async fn authorize(&self, call: Call, context: CallContext, wait: Duration) -> Result<Decision> {
+        let mut patience = Patience::new(self, wait);
+        loop {
+            let decision = self.decide(call.clone(), context.clone()).await?;
+            let held = matches!(&decision, Decision::Denied(refused) if refused.denial.code == Code::CapHeld);
+            if !held || !patience.more().await {
+                return Ok(decision);
+            }
+        }
+    }
+
+    /// Records how an attempt ended that its caller sent by a permit of [`authorize`](Self::authorize), whether or not
+    /// the caller goes on waiting. The answer is `Reply`, or `Lost` when there was none.
+    ///
+    /// # Errors
+    /// Of [`Brake::settle`].
+    pub async fn settle(self: &Arc<Self>, permit: Permit, end: SendEnd) -> Result<Answer> {
+        settled(&mut Guard::new(self, permit), end, None).await
     }
 
     async fn once(self: &Arc<Self>, call: &Call, context: &CallContext) -> Result<Opened> {
@@ -221,6 +241,35 @@ impl Shell {
     /// A read of the vendor outside any call: reconciliation.
     pub(crate) async fn read(&self, request: &Prepared) -> Result<Reply, String> {
         self.http.read(request, LOOKUP_TIMEOUT).await
+    }
+}
+
+/// How long a `cap_held` refusal is waited out.
+struct Patience<'a> {
+    clock: &'a dyn Clock,
+    until_boot_ms: i64,
+    pause: Duration,
+}
+
+impl<'a> Patience<'a> {
+    fn new(shell: &'a Shell, wait: Duration) -> Self {
+        let clock = shell.brake.clock().as_ref();
+        let wait_ms = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+        Self {
+            clock,
+            until_boot_ms: clock.boot_ms().saturating_add(wait_ms),
+            pause: Duration::from_millis(25),
+        }
+    }
+
+    /// Waits a while; `false`, at once, when the time is over.
+    async fn more(&mut self) -> bool {
+        if self.clock.boot_ms() >= self.until_boot_ms {
+            return false;
+        }
+        tokio::time::sleep(self.pause).await;
+        self.pause = self.pause.saturating_mul(2).min(Duration::from_millis(500));
+        true
     }
 }
 

@@ -1,0 +1,147 @@
+//! Permission to send, for hosts that send by themselves: `authorize`, then their own request, then `settle`.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use keybrake::brake::{self, Decision, Prepared, SendEnd};
+use keybrake::client;
+use keybrake::clock::{Clock, SystemClock};
+use keybrake::vendors::Reply;
+use keybrake::{Error, ErrorKind, Result};
+
+use crate::call::{self, Answer, Outgoing};
+use crate::core::Core;
+
+/// What was decided.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Send it, then settle.
+    Permit(Permit),
+    /// Refused, or done before: `denied` or `reply`. Nothing may be sent.
+    Ended(Box<Answer>),
+}
+
+/// Permission to send one attempt. Dropped without [`settle`](Self::settle), its hold stands.
+pub struct Permit {
+    core: Arc<Core>,
+    /// `None` once it is settled.
+    permit: Mutex<Option<brake::Permit>>,
+    call_id: String,
+    micros: i64,
+    send_before_boot_ms: i64,
+    request_ms: i64,
+}
+
+impl fmt::Debug for Permit {
+    /// Shows no header and no body: the vendor's secret is among them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit")
+            .field("call_id", &self.call_id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Judges a call and reserves what it can cost, reading from the vendor what has to be known first.
+///
+/// # Errors
+/// As [`call::send`](crate::call::send).
+pub async fn authorize(core: Arc<Core>, outgoing: Outgoing) -> Result<Verdict> {
+    let (request, context, wait) = outgoing.parts();
+    let decision = core
+        .keybrake()
+        .await?
+        .shell()
+        .authorize(request, context, wait)
+        .await?;
+    Ok(match decision {
+        Decision::Permit(permit) => Verdict::Permit(Permit::new(core, *permit)),
+        Decision::Denied(refused) => Verdict::Ended(Box::new(call::ended(client::Answer::Denied {
+            denial: Box::new(refused.denial),
+            reply: refused.reply,
+            record: refused.record,
+        })?)),
+        Decision::Replayed(replayed) => Verdict::Ended(Box::new(call::ended(client::Answer::Reply {
+            reply: replayed.reply,
+            record: replayed.record,
+        })?)),
+        Decision::NeedsLookup(_) => return Err(Error::new(ErrorKind::Internal, "a lookup was left over")),
+    })
+}
+
+impl Permit {
+    fn new(core: Arc<Core>, permit: brake::Permit) -> Self {
+        Self {
+            core,
+            call_id: permit.call_id().to_owned(),
+            micros: permit.amount().micros(),
+            send_before_boot_ms: permit.send_before_boot_ms,
+            request_ms: permit.request_ms,
+            permit: Mutex::new(Some(permit)),
+        }
+    }
+
+    /// The reservation's id.
+    pub fn call_id(&self) -> &str {
+        &self.call_id
+    }
+
+    /// What is reserved for it, in micro-USD.
+    pub const fn micros(&self) -> i64 {
+        self.micros
+    }
+
+    /// What to send: these bytes, these headers, this URL. The vendor's real secret is among the headers.
+    ///
+    /// # Errors
+    /// `Config` once it is settled.
+    pub fn request(&self) -> Result<Prepared> {
+        let permit = self.held();
+        permit
+            .as_ref()
+            .map(|permit| permit.request.clone())
+            .ok_or_else(spent)
+    }
+
+    /// How long it may still be sent, in milliseconds; zero when it expired. Before that the first byte must leave.
+    pub fn send_within_ms(&self) -> i64 {
+        self.send_before_boot_ms
+            .saturating_sub(SystemClock.boot_ms())
+            .max(0)
+    }
+
+    /// The longest the request may take once it is sent, in milliseconds.
+    pub const fn request_ms(&self) -> i64 {
+        self.request_ms
+    }
+
+    /// Records how the attempt ended, once. The answer is `reply`, or `lost` when there was none.
+    ///
+    /// # Errors
+    /// `Config` when it was settled before, and of [`Shell::settle`](keybrake::client::Shell::settle).
+    pub async fn settle(&self, end: SendEnd) -> Result<Answer> {
+        let shell = self.core.keybrake().await?.shell();
+        let permit = self.held().take().ok_or_else(spent)?;
+        call::ended(shell.settle(permit, end).await?)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<brake::Permit>> {
+        self.permit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A vendor's reply, whole, as a host read it.
+pub fn replied(status: u16, headers: Vec<(String, String)>, body: Bytes) -> SendEnd {
+    SendEnd::Reply(Reply {
+        status,
+        headers,
+        body,
+    })
+}
+
+fn spent() -> Error {
+    Error::new(
+        ErrorKind::Config,
+        "this permit was settled already; authorize the call anew",
+    )
+}
