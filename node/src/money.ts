@@ -27,7 +27,7 @@ export function plain(value: unknown, place = "policy"): unknown {
   if (typeof value === "bigint") return value.toString();
   if (typeof value === "number") {
     if (!Number.isFinite(value)) throw new RangeError(`${place}: ${value} is no number to limit by`);
-    return Number.isSafeInteger(value) ? value : String(value);
+    return Number.isInteger(value) ? value : String(value);
   }
   if (value instanceof Date) return value.toISOString();
   if (value instanceof Set) return [...value].map((item, index) => plain(item, `${place}[${index}]`));

@@ -91,7 +91,7 @@ async fn room_that_comes_back_in_time_is_waited_for() {
         other => panic!("not refused: {other:?}"),
     }
     let (waiting, given_back) = tokio::join!(
-        decide(&world, "ch_2", Duration::from_secs(60)),
+        decide(&world, "ch_2", Duration::from_mins(1)),
         world.kb.shell().settle(first, SendEnd::NeverSent)
     );
     given_back.unwrap();

@@ -7,6 +7,10 @@
     clippy::too_many_arguments,
     reason = "`napi` exports what is `pub`, hands values over owned, and one HTTP request has many parts"
 )]
+#![cfg_attr(
+    test,
+    allow(dead_code, reason = "`napi` registers what it exports outside of tests only")
+)]
 
 mod call;
 mod engine;

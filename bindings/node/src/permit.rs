@@ -25,7 +25,7 @@ impl Verdict {
         match verdict {
             permit::Verdict::Permit(permit) => Self {
                 permit: Some(Permit {
-                    permit: Arc::new(permit),
+                    permit: Arc::from(permit),
                     worker,
                 }),
                 answer: None,

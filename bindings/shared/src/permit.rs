@@ -17,7 +17,7 @@ use crate::core::Core;
 #[derive(Debug)]
 pub enum Verdict {
     /// Send it, then settle.
-    Permit(Permit),
+    Permit(Box<Permit>),
     /// Refused, or done before: `denied` or `reply`. Nothing may be sent.
     Ended(Box<Answer>),
 }
@@ -26,7 +26,7 @@ pub enum Verdict {
 pub struct Permit {
     core: Arc<Core>,
     /// `None` once it is settled.
-    permit: Mutex<Option<brake::Permit>>,
+    held: Mutex<Option<brake::Permit>>,
     call_id: String,
     micros: i64,
     send_before_boot_ms: i64,
@@ -55,7 +55,7 @@ pub async fn authorize(core: Arc<Core>, outgoing: Outgoing) -> Result<Verdict> {
         .authorize(request, context, wait)
         .await?;
     Ok(match decision {
-        Decision::Permit(permit) => Verdict::Permit(Permit::new(core, *permit)),
+        Decision::Permit(permit) => Verdict::Permit(Box::new(Permit::new(core, *permit))),
         Decision::Denied(refused) => Verdict::Ended(Box::new(call::ended(client::Answer::Denied {
             denial: Box::new(refused.denial),
             reply: refused.reply,
@@ -77,7 +77,7 @@ impl Permit {
             micros: permit.amount().micros(),
             send_before_boot_ms: permit.send_before_boot_ms,
             request_ms: permit.request_ms,
-            permit: Mutex::new(Some(permit)),
+            held: Mutex::new(Some(permit)),
         }
     }
 
@@ -126,7 +126,7 @@ impl Permit {
     }
 
     fn held(&self) -> MutexGuard<'_, Option<brake::Permit>> {
-        self.permit.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -140,6 +140,8 @@ impl IssueBuilder {
         if let (Some(lifetime), Some(fields)) = (&ties.expires_in, narrow.as_object_mut()) {
             fields.insert("expires_in".to_owned(), lifetime.clone().into());
         }
+        // Its own mistakes are said to be its own, and not those of the narrowing.
+        CompiledPolicy::compile(&policy, &Builtin)?;
         let narrowed = policy.narrow(&narrow)?;
         let compiled = CompiledPolicy::compile(&narrowed, &Builtin)?;
         let parent = match compiled.parent() {
