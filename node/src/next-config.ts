@@ -11,6 +11,7 @@ import { nativePath } from "./native-path.cjs";
 /** What this module reads and sets of a `NextConfig`. */
 interface Config {
   serverExternalPackages?: string[];
+  transpilePackages?: string[];
   outputFileTracingIncludes?: Record<string, string[]>;
 }
 
@@ -31,12 +32,14 @@ export function withKeybrake(config: object | ((...args: unknown[]) => unknown) 
 }
 
 function extended(config: Config): Config {
-  const { serverExternalPackages = [], outputFileTracingIncludes = {} } = config;
+  const { serverExternalPackages = [], transpilePackages = [], outputFileTracingIncludes = {} } = config;
+  // Next.js refuses a package that is in both lists; an SDK that the application has bundled stays so.
+  const external = EXTERNAL.filter((name) => !transpilePackages.includes(name));
   const everywhere = outputFileTracingIncludes["/**"] ?? [];
   const native = nativeFiles();
   return {
     ...config,
-    serverExternalPackages: [...new Set([...serverExternalPackages, ...EXTERNAL])],
+    serverExternalPackages: [...new Set([...serverExternalPackages, ...external])],
     outputFileTracingIncludes: {
       ...outputFileTracingIncludes,
       "/**": [...new Set([...everywhere, ...native])],

@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, expect, expectTypeOf, test, vi } from "vitest";
-import { currentRun, denied, Keybrake, type Policy, type Run } from "../src/index.js";
+import { currentRun, denied, Keybrake, type Policy, Run } from "../src/index.js";
 import { type Granted, withVaultKey } from "../src/next.js";
 import { withKeybrake } from "../src/next-config.js";
 import { createStripe } from "../src/stripe.js";
@@ -20,6 +20,7 @@ beforeEach(() => {
 });
 
 afterEach(async () => {
+  vi.restoreAllMocks();
   await keybrake.close();
   sim.stop();
 });
@@ -93,7 +94,7 @@ test("a body that fails revokes the key and fails for its reader", async () => {
   expect(await verdict(only())).toBe("key_revoked");
 });
 
-test("a body that nobody reads: the key is over after maxDuration, in the ledger and in the handle", async () => {
+test("a body that nobody reads: the handle is over after maxDuration, and revokes the key", async () => {
   const POST = handlerOf(() => pieces(1, (controller) => controller.close()), { maxDuration: 1 });
   await POST(request());
   const run = only();
@@ -101,6 +102,23 @@ test("a body that nobody reads: the key is over after maxDuration, in the ledger
   await new Promise((resolve) => run.signal.addEventListener("abort", resolve, { once: true }));
   await run.close();
   expect(await verdict(run)).toMatch(/^key_(revoked|expired)$/);
+});
+
+test("a process that is gone: the ledger ends the key after maxDuration, or when its policy says", async () => {
+  const closing = vi.spyOn(Run.prototype, "closeAfter").mockImplementation(() => {});
+  await handlerOf(() => pieces(1, () => {}), { maxDuration: 1 })(request());
+  const shorter = { ...policy, expires_in: "1s" };
+  await withVaultKey({ keybrake, policy: shorter }, async (_request, { run }) => {
+    runs.push(run);
+    return new Response(pieces(1, () => {}));
+  })(request());
+  expect(closing.mock.calls).toEqual([[1000], [900_000]]);
+  expect(runs).toHaveLength(2);
+  await vi.waitFor(
+    async () => expect(await Promise.all(runs.map(verdict))).toEqual(Array(2).fill("key_expired")),
+    30_000,
+  );
+  expect(runs.map(({ closed }) => closed)).toEqual([false, false]);
 });
 
 test("a client that goes away ends the run, also while its response has not been read", async () => {
@@ -145,15 +163,14 @@ test("what a body does to be read belongs to the run, and a call after its end i
     const stripe = createStripe(run);
     late = () => stripe.refunds.create({ charge: charge as string });
     let asked = false;
-    return new ReadableStream({
-      async pull(controller) {
-        if (asked) return controller.close();
-        asked = true;
-        expect(currentRun()).toBe(run);
-        const { id } = await stripe.refunds.create({ charge: charge as string });
-        controller.enqueue(new TextEncoder().encode(id));
-      },
-    });
+    const pull = async (controller: ReadableStreamDefaultController) => {
+      if (asked) return controller.close();
+      asked = true;
+      expect(currentRun()).toBe(run);
+      const { id } = await stripe.refunds.create({ charge: charge as string });
+      controller.enqueue(new TextEncoder().encode(id));
+    };
+    return new ReadableStream({ pull }, { highWaterMark: 0 });
   });
   expect(await (await POST(request())).text()).toMatch(/^re_/);
   expect(only().calls).toHaveLength(1);
@@ -245,6 +262,9 @@ test("withKeybrake adds to a configuration, an object or a function, and keeps t
   expect(config.serverExternalPackages).toEqual(expect.arrayContaining(["sharp", "keybrake"]));
   expect(config.outputFileTracingIncludes["/**"]).toEqual(["./native/*"]);
   expect(given.serverExternalPackages).toEqual(["sharp", "stripe"]);
+  // Next.js refuses a package that is in both lists.
+  const bundled = withKeybrake({ transpilePackages: ["langchain"] }) as { serverExternalPackages?: string[] };
+  expect(bundled.serverExternalPackages).not.toContain("langchain");
   const made = await withKeybrake(async (phase: string) => ({
     distDir: phase,
     serverExternalPackages: [] as string[],

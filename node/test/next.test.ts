@@ -69,7 +69,10 @@ function environment(more: Record<string, string>): NodeJS.ProcessEnv {
 async function serve(settings: Record<string, string>): Promise<void> {
   const args = [next, "start", "--hostname", "127.0.0.1", "--port", "0"];
   server = spawn(process.execPath, args, { cwd: app, env: environment(settings), stdio: ["ignore", "pipe", "pipe"] });
-  server.stderr?.on("data", (text) => trouble.push(`server: ${text}`));
+  server.stderr?.on("data", (text) => {
+    // Warnings of Node's own, which differ between its versions, are none.
+    if (!/Warning: /.test(String(text))) trouble.push(`server: ${text}`);
+  });
   url = await new Promise((resolve, reject) => {
     let said = "";
     server.stdout?.on("data", (text) => {
