@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keybrake::audit::RowFilter;
-use keybrake::ledger::{HoldFilter, State};
+use keybrake::ledger::{EventFilter, HoldFilter, State};
 use keybrake::policy::Code;
 use keybrake_testkit::stripe::{Credential, Fault, FaultKind, Release};
 use keybrake_testkit::twilio::TEST_ACCOUNT;
@@ -333,4 +333,32 @@ async fn calls_are_governed_alike_and_free_operations_cost_nothing() {
     assert_eq!(kinds, [SentKind::Call, SentKind::Message]);
     assert_eq!(world.budget().await, (510_000, 0));
     world.verify().await;
+}
+
+#[tokio::test]
+async fn the_ledger_keeps_no_number_and_no_text() {
+    let world = twilio(cents("1")).await;
+    world.message("15558675310", "privateword", None).await;
+    world
+        .vendor
+        .fault(Fault::new(FaultKind::DropAfterExecuting).on("POST", "/2010-04-01"))
+        .unwrap();
+    let lost = world.message("15558675311", "privateword", None).await;
+    assert_eq!(lost.record.state, Some(State::Unknown));
+    let holds = world.kb.holds(HoldFilter::default()).await.unwrap();
+    let fields = &holds.first().unwrap().identity.as_ref().unwrap().fields;
+    assert!(fields.iter().any(|(name, _)| name == "Body"), "{fields:?}");
+    let events = world.kb.ledger().events(EventFilter::default()).await.unwrap();
+    let rows = world.kb.audit(RowFilter::default(), 10).await.unwrap();
+    let kept = format!("{holds:?} {events:?} {rows:?}");
+    for private in ["1555867531", "5557122661", "privateword"] {
+        assert!(!kept.contains(private), "{private}: {kept}");
+    }
+    // And two calls are told apart all the same.
+    let other = world.message("15558675310", "another", Some("s")).await;
+    assert_eq!(other.status, 201);
+    let changed = world.message("15558675310", "yet+another", Some("s")).await;
+    let denial = changed.denial.unwrap();
+    assert_eq!(denial.code, Code::IdempotencyConflict);
+    assert_eq!(denial.existing.unwrap().differing, ["Body"]);
 }

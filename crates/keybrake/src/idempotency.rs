@@ -67,6 +67,11 @@ impl Keys {
         ScopedIdentity(extended(&self.identity, parts))
     }
 
+    /// What is kept of a field that tells two calls apart and says nothing else.
+    pub(crate) fn kept_field(&self, name: &str, value: &str) -> String {
+        keyed(&self.identity, &["field", name, value])
+    }
+
     /// The idempotency key that is sent for one generation of an identity.
     pub fn vendor_key(&self, identity: &str, generation: u32) -> String {
         let mut key = keyed(&self.idempotency, &[identity, &generation.to_string()]);

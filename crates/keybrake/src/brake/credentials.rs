@@ -92,9 +92,10 @@ impl Credentials {
         let secret = self.secrets.load(vendor.name(), name)?;
         let livemode = vendor.livemode(&secret).ok_or_else(|| {
             Error::config(format!(
-                "the secret given for {} does not look like one of its secret keys; check that it was not swapped \
-                 with another (it is not shown here)",
-                vendor.name()
+                "the secret given for {} does not look like one of its secret keys ({}); check that it was not \
+                 swapped with another (it is not shown here)",
+                vendor.name(),
+                vendor.secret_form()
             ))
         })?;
         if livemode && self.base_urls.contains_key(vendor.name()) {

@@ -164,6 +164,11 @@ impl Parts<'_> {
             .filter(|(name, _)| counts(name))
             .cloned();
         let mut fields: Vec<(String, String)> = ids.chain(chosen).collect();
+        if !self.vendor.compares_fields() {
+            for (name, value) in &mut fields {
+                *value = self.keys.kept_field(name, value);
+            }
+        }
         fields.sort();
         fields
     }

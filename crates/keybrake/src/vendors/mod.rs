@@ -332,6 +332,9 @@ pub trait Vendor: Send + Sync + std::fmt::Debug {
     /// Whether a secret is for live money; `None` if it does not look like this vendor's secret.
     fn livemode(&self, secret: &str) -> Option<bool>;
 
+    /// What its secrets look like, for the message about one that does not.
+    fn secret_form(&self) -> &'static str;
+
     /// The account that a secret belongs to, for vendors whose secrets and paths name it (Twilio). No call reaches
     /// another one with that secret.
     fn account(&self, _secret: &str) -> Option<String> {
@@ -342,6 +345,12 @@ pub trait Vendor: Send + Sync + std::fmt::Debug {
     /// place, or the caller named an account.
     fn with_account(&self, _url: &str, _account: &str) -> Option<String> {
         None
+    }
+
+    /// Whether its inquiries compare the fields of a call. Where they do not, the ledger keeps keyed hashes of the fields
+    /// that identify it, which tell two calls apart as well: never a number, an address or a text.
+    fn compares_fields(&self) -> bool {
+        true
     }
 
     /// Whether an SDK of this vendor can be set to send a call again after a 429. Its denials are then never a 429:

@@ -54,6 +54,10 @@ impl Vendor for Resend {
         Some(!rest.starts_with("test_"))
     }
 
+    fn secret_form(&self) -> &'static str {
+        "re_…"
+    }
+
     fn credentials(&self, secret: &str) -> Vec<(String, Zeroizing<String>)> {
         let value = Zeroizing::new(format!("Bearer {secret}"));
         vec![("authorization".to_owned(), value)]
@@ -65,6 +69,10 @@ impl Vendor for Resend {
 
     fn read_headers(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    fn compares_fields(&self) -> bool {
+        false
     }
 
     /// `POST /emails` and `POST /emails/batch`: the key is kept for 24 hours, and a repeat is answered with the first

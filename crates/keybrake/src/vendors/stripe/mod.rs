@@ -77,6 +77,10 @@ impl Vendor for Stripe {
         }
     }
 
+    fn secret_form(&self) -> &'static str {
+        "sk_… or rk_…"
+    }
+
     fn credentials(&self, secret: &str) -> Vec<(String, Zeroizing<String>)> {
         let value = Zeroizing::new(format!("Bearer {secret}"));
         vec![("authorization".to_owned(), value)]

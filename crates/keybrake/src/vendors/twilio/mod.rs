@@ -126,9 +126,17 @@ impl Vendor for Twilio {
         ends.then(|| format!("https://{}/2010-04-01/Accounts/{account}{rest}", table::API))
     }
 
+    fn compares_fields(&self) -> bool {
+        false
+    }
+
     /// twilio-node with `autoRetry: true` does.
     fn resends_429(&self) -> bool {
         true
+    }
+
+    fn secret_form(&self) -> &'static str {
+        "AC…:TOKEN, or AC…:SK…:SECRET with an API key"
     }
 
     fn credentials(&self, secret: &str) -> Vec<(String, Zeroizing<String>)> {
