@@ -70,7 +70,7 @@ test("import and require of one process share errors, context and the default Ke
     const error = await new cjs.Keybrake({ ledger: "nonsense:" }).ready().catch((error) => error);
     console.log(error instanceof esm.ConfigError, error instanceof cjs.KeybrakeError, error instanceof esm.Denied);
     console.log(esm.defaultKeybrake() === cjs.defaultKeybrake());
-    const run = await cjs.open({ policy: { vendor: "stripe", daily_usd_cap: 5, allowed_endpoints: ["reads"] } });
+    const run = await cjs.open({ policy: { vendor: "stripe", label: "both", daily_usd_cap: 5, allowed_endpoints: ["reads"] } });
     console.log(run.within(() => esm.currentRun()) === run);
     await run.close();
   `;
