@@ -35,6 +35,7 @@ lint: setup ## Only format and lints, all languages
 fmt: setup setup-node ## Format all languages
 	cargo fmt --all
 	cd node && node_modules/.bin/biome check --write .
+	cd examples/node && ../../node/node_modules/.bin/biome check --write .
 	ruff format python examples/python scripts
 	ruff check --fix python examples/python scripts
 
