@@ -43,6 +43,7 @@ on_both! {
     an_altered_archive_is_found_out,
     no_secret_is_in_it,
     several_ledgers_share_one_archive,
+    names_of_any_length_are_drained,
 }
 
 fn ledger() -> (Arc<ManualClock>, Arc<dyn Ledger>) {
@@ -404,5 +405,47 @@ async fn several_ledgers_share_one_archive(place: &Place) {
     for ledger in [&one, &two] {
         let log = archived(&**ledger, &archive).await;
         assert_eq!(rows(Audit::of(&log)).await, rows(Audit::new(&**ledger)).await);
+    }
+}
+
+/// What a ledger of an older version wrote down unseen: no name in an event stops the drain, and each is found again.
+async fn names_of_any_length_are_drained(place: &Place) {
+    let (_, ledger) = ledger();
+    let key = keybrake_tests::archives::key(&*ledger).await;
+    // No two letters in a row that a database could make short.
+    let noise = |from: u32| -> String {
+        let letters = (0..6_000_u32).map(|n| (n + from).wrapping_mul(2_654_435_761) >> 7);
+        letters
+            .map(|n| char::from(b'!' + u8::try_from(n % 90).unwrap_or(0)))
+            .collect()
+    };
+    let runs = [
+        noise(0),
+        noise(1),
+        "with a \0 in it".to_owned(),
+        "run_1".to_owned(),
+    ];
+    for (number, run) in runs.iter().enumerate() {
+        let mut request = books::call(&key, &format!("{number}{}", noise(7)), DOLLAR);
+        let mut facts = request.facts.as_ref().clone();
+        facts.run = Some(run.clone());
+        request.facts = Arc::new(facts);
+        books::reserve(&*ledger, request).await.unwrap().unwrap();
+    }
+    let archive = place.open().await;
+    assert_eq!(
+        drain(&*ledger, &archive, 100).await,
+        ledger.info().await.unwrap().last_seq
+    );
+    for run in runs {
+        let of_run = EventFilter {
+            run: Some(run),
+            ..EventFilter::default()
+        };
+        let kept = archive.events(1, u64::MAX >> 1, &of_run).await.unwrap();
+        assert_eq!(kept, ledger.events(of_run).await.unwrap());
+        let call_id = kept[0].call_id.clone().unwrap();
+        let call = archive.reservation(1, &call_id).await.unwrap().unwrap();
+        assert_eq!(call.facts.call_id, call_id);
     }
 }

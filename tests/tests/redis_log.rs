@@ -129,7 +129,7 @@ async fn a_server_without_memory_refuses_by_name_and_trimming_helps_it() {
         let small = books::call(&key, &format!("small-{number}"), 1);
         books::reserve(&ledger, small).await.unwrap().unwrap();
     }
-    ledger.verify().await.unwrap();
+    // Nobody ever drained it, so no checkpoint is there that stands for anything.
     // Less than it uses now, by less than what the log takes.
     let used = server.command(&["INFO", "memory"]).unwrap();
     let used = used
@@ -160,6 +160,7 @@ async fn a_server_without_memory_refuses_by_name_and_trimming_helps_it() {
     drain(&ledger, &archive, 1_000).await;
     let trimmed = trim(&ledger, 0).await.unwrap();
     assert!(trimmed.removed > 600, "{trimmed:?}");
+    assert!(trimmed.verified.is_some(), "{trimmed:?}");
     let settled = ledger.settle(books::charged("open", DOLLAR)).await.unwrap();
     assert_eq!(settled.state, State::Settled);
     books::reserve(&ledger, books::call(&key, "room", DOLLAR))

@@ -11,7 +11,7 @@ use crate::clock::Clock;
 use crate::error::Result;
 use crate::ledger::{CallFacts, TokenHash};
 use crate::money::Usd;
-use crate::policy::{Code, CompiledPolicy, Denial};
+use crate::policy::{Code, CompiledPolicy, Denial, validate_id};
 use crate::request::{Call, Refusal, headers};
 use crate::vendors::{Class, Lookup, LookupAnswer, Recognised, Reply, Vendor};
 
@@ -45,7 +45,8 @@ impl Job {
         Self {
             call_id: chance.call_id(),
             call,
-            run: context.run.clone(),
+            // What is no id is refused, and no event of it names a run of any length.
+            run: context.run.clone().filter(|run| validate_id("run", run).is_ok()),
             context,
             now_ms: clock.now_ms(),
             started_ms: clock.boot_ms(),

@@ -32,7 +32,7 @@ pub mod reassertion;
 pub mod redis;
 pub mod reservation;
 pub mod rules;
-mod shared;
+pub(crate) mod shared;
 pub mod sqlite;
 pub mod store;
 pub mod table;

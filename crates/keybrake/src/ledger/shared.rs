@@ -96,7 +96,7 @@ pub(super) fn keyed(secret: &[u8], parts: &[&[u8]]) -> Result<String> {
 }
 
 /// Two digits a byte.
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, byte| {
         write!(text, "{byte:02x}").ok(); // writing to a String cannot fail

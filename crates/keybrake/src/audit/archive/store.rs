@@ -2,10 +2,12 @@
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sha2::{Digest as _, Sha256};
 
 use super::Archive;
 use super::database::{Row, Statement, Value, unreadable};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ledger::shared::hex;
 use crate::ledger::{BudgetDef, Checkpoint, Event, EventFilter, KeyRecord, Reservation, Stop};
 
 /// Events read when a filter names no limit.
@@ -271,10 +273,10 @@ impl Archive {
             sql.push_str(&condition.replace('$', &place));
         };
         if let Some(call_id) = &filter.call_id {
-            also(" AND (call_id = $ OR joining_id = $)", call_id.as_str().into());
+            also(" AND (call_id = $ OR joining_id = $)", indexed(call_id).into());
         }
         if let Some(run) = &filter.run {
-            also(" AND run = $", run.as_str().into());
+            also(" AND run = $", indexed(run).into());
         }
         if let Some(since_ms) = filter.since_ms {
             also(" AND at_ms >= $", since_ms.into());
@@ -302,7 +304,7 @@ impl Archive {
     pub async fn reservation(&self, log: i64, call_id: &str) -> Result<Option<Reservation>> {
         let one = Statement::new(
             "SELECT value FROM keybrake_record WHERE log = $1 AND kind = 'call' AND name = $2",
-            [log.into(), call_id.into()],
+            [log.into(), indexed(call_id).into()],
         );
         let found = self.database.rows(one).await?;
         found
@@ -457,12 +459,25 @@ fn insert(state: &LogState, event: &Event) -> Result<Statement> {
             state.history.into(),
             event.at_ms.into(),
             kind.as_str().unwrap_or_default().into(),
-            call_id.into(),
-            joining.unwrap_or_default().into(),
-            facts.and_then(|facts| facts.run.as_deref()).unwrap_or_default().into(),
+            indexed(call_id).into(),
+            indexed(joining.unwrap_or_default()).into(),
+            indexed(facts.and_then(|facts| facts.run.as_deref()).unwrap_or_default()).into(),
             json(event)?.into(),
         ],
     ))
+}
+
+/// A text as it stands in an indexed column. No database indexes any text: what is too long, or what it would not take,
+/// is cut off and told from others by its hash. The event itself is kept whole.
+fn indexed(text: &str) -> String {
+    const LONGEST: usize = 512;
+    const KEPT: usize = 400;
+    if text.len() <= LONGEST && !text.contains('\0') {
+        return text.to_owned();
+    }
+    let begins = text.get(..text.floor_char_boundary(KEPT)).unwrap_or_default();
+    let hash = hex(&Sha256::digest(text.as_bytes()));
+    format!("{}~{hash}", begins.replace('\0', ""))
 }
 
 /// Lost events of calls that the ledger tells of again would count twice.
@@ -474,7 +489,7 @@ fn told_again(state: &LogState, events: &[Event]) -> Vec<Statement> {
     let again = calls.into_iter().map(|call_id| {
         Statement::new(
             "UPDATE keybrake_event SET lost = 2 WHERE log = $1 AND call_id = $2 AND lost = 1",
-            [state.log.into(), call_id.into()],
+            [state.log.into(), indexed(call_id).into()],
         )
     });
     again.collect()
@@ -488,7 +503,7 @@ fn records(state: &LogState, records: &Records) -> Result<Vec<Statement>> {
             [
                 state.log.into(),
                 kind.into(),
-                name.into(),
+                indexed(name).into(),
                 state.n.into(),
                 value.into(),
             ],

@@ -4,7 +4,7 @@
 //! writes, in one atomic step (`keep` in library.lua), as with every other step of this ledger.
 
 use super::copies::Copies;
-use super::records::Record;
+use super::records::{self, Record};
 use super::wire::{self, Look, Parts};
 use super::{RedisLedger, log};
 use crate::error::{Error, ErrorKind, Result};
@@ -34,13 +34,15 @@ impl Kept {
         serde_json::from_str(&self.archives).map_err(|e| wire::unreadable().because(e))
     }
 
-    fn checkpoint_seq(&self) -> Result<u64> {
+    fn checkpoint_seqs(&self) -> Result<Vec<u64>> {
         if self.checkpoints.is_empty() {
-            return Ok(0);
+            return Ok(Vec::new());
         }
-        let numbers: Vec<u64> =
-            serde_json::from_str(&self.checkpoints).map_err(|e| wire::unreadable().because(e))?;
-        Ok(numbers.last().copied().unwrap_or(0))
+        serde_json::from_str(&self.checkpoints).map_err(|e| wire::unreadable().because(e))
+    }
+
+    fn checkpoint_seq(&self) -> Result<u64> {
+        Ok(self.checkpoint_seqs()?.last().copied().unwrap_or(0))
     }
 }
 
@@ -50,6 +52,8 @@ struct Write {
     archives: Option<Archives>,
     /// The number of the first event that stays.
     from_seq: Option<u64>,
+    /// A checkpoint, and the numbers of all with it.
+    checkpoint: Option<(Checkpoint, Vec<u64>)>,
 }
 
 impl RedisLedger {
@@ -91,6 +95,24 @@ impl RedisLedger {
                 ..Write::default()
             };
             Ok((known, write))
+        })
+        .await
+    }
+
+    /// Adds a checkpoint after the one of this number, if that is still the last. Also on a server without memory: it is
+    /// what lets the log be trimmed.
+    pub(super) async fn add_checkpoint(&self, after_seq: u64, checkpoint: &Checkpoint) -> Result<()> {
+        self.keep(|kept| {
+            let mut numbers = kept.checkpoint_seqs()?;
+            if numbers.last().copied().unwrap_or(0) != after_seq {
+                return Ok(((), Write::default()));
+            }
+            numbers.push(checkpoint.seq);
+            let write = Write {
+                checkpoint: Some((checkpoint.clone(), numbers)),
+                ..Write::default()
+            };
+            Ok(((), write))
         })
         .await
     }
@@ -164,7 +186,8 @@ impl RedisLedger {
         for _ in 0..TRIES {
             let (answer, write) = decide(&kept)?;
             let known = self.own().known();
-            let mut command = wire::function("keep", &self.place.ns, &[]);
+            let name = write.checkpoint.iter().map(|(made, _)| format!("c:{}", made.seq));
+            let mut command = wire::function("keep", &self.place.ns, &name.collect::<Vec<_>>());
             command.arg(&self.id);
             known.put(&mut command);
             command.arg(&kept.archives).arg(&kept.checkpoints);
@@ -175,6 +198,12 @@ impl RedisLedger {
                 None => String::new(),
             });
             command.arg(write.from_seq.map_or_else(String::new, |seq| seq.to_string()));
+            let (mut made, mut list) = (String::new(), String::new());
+            if let Some((checkpoint, numbers)) = write.checkpoint {
+                made = records::print(&Record::Checkpoint(Box::new(checkpoint)))?;
+                list = records::print(&Record::Numbers(numbers))?;
+            }
+            command.arg(made).arg(list);
             let mut parts = Parts::of(self.own().ask(&command).await?)?;
             match parts.text()?.as_str() {
                 "done" => return Ok(answer),

@@ -400,22 +400,6 @@ impl Draft<'_> {
         self.put("clock".to_owned(), Record::Numbers(times))
     }
 
-    /// Adds a checkpoint after the one of this number, if that is still the last.
-    pub(super) fn add_checkpoint(&mut self, after_seq: u64, checkpoint: &Checkpoint) -> Result<()> {
-        let mut numbers = match &self.entry("checkpoints".to_owned())?.record {
-            Record::Absent => Vec::new(),
-            Record::Numbers(numbers) => numbers.clone(),
-            _ => return Err(lost()),
-        };
-        if numbers.last().copied().unwrap_or(0) != after_seq {
-            return Ok(());
-        }
-        numbers.push(checkpoint.seq);
-        self.put("checkpoints".to_owned(), Record::Numbers(numbers))?;
-        let name = format!("c:{}", checkpoint.seq);
-        self.put(name, Record::Checkpoint(Box::new(checkpoint.clone())))
-    }
-
     /// A reply is written over whatever stands there: its call's record, which is compared, names it.
     pub(super) fn put_reply(&mut self, name: String, reply: Vec<u8>) {
         let record = Record::Reply(reply);

@@ -194,7 +194,8 @@ end
 
 -- Keeps the log: notes up to where archives have it, and removes what a client has found to be removable. ARGV: the
 -- ledger's id; what the client remembers; the archives and the checkpoints that it decided on; the archives as they are
--- to be, or nothing; the number of the first event that stays, or nothing.
+-- to be, or nothing; the number of the first event that stays, or nothing; a new checkpoint, whose key is named after the
+-- places, and the list with it, or nothing.
 local function keep(keys, argv)
   local p = places(keys)
   local l = ledger(p)
@@ -206,11 +207,16 @@ local function keep(keys, argv)
     return { 'closed', standing(l) }
   end
   local archives, checkpoints, noted, from = r.text(), r.text(), r.text(), r.text()
+  local made, list = r.text(), r.text()
   local is = redis.call('HMGET', p.records, 'archives', 'checkpoints')
   if (is[1] or '') ~= archives or (is[2] or '') ~= checkpoints then
     return { 'moved', standing(l), is[1] or '', is[2] or '' }
   end
   if noted ~= '' then redis.call('HSET', p.records, 'archives', noted) end
+  if made ~= '' then
+    redis.call('SET', keys[PLACES + 1], made)
+    redis.call('HSET', p.records, 'checkpoints', list)
+  end
   if from ~= '' then redis.call('XTRIM', p.events, 'MINID', from .. '-0') end
   return { 'done', standing(l) }
 end

@@ -14,7 +14,7 @@ use tokio_postgres::{Client, NoTls};
 use self::tls::Tls;
 use self::url::Place;
 use super::database::{Database, Row, Statement, Value, unreadable};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Longest wait for an answer of the server.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -103,11 +103,16 @@ impl Postgres {
     fn failed(&self, error: &tokio_postgres::Error) -> Error {
         let shown = &self.place.shown;
         if let Some(error) = error.as_db_error() {
-            return Error::ledger(format!(
-                "the archive at {shown} answered {}: {}",
-                error.code().code(),
-                error.message()
-            ));
+            let code = error.code().code();
+            let kind = if passes(code) {
+                ErrorKind::LedgerUnavailable
+            } else {
+                ErrorKind::Config
+            };
+            return Error::new(
+                kind,
+                format!("the archive at {shown} answered {code}: {}", error.message()),
+            );
         }
         let mut cause: &dyn std::error::Error = error;
         while let Some(deeper) = cause.source() {
@@ -115,6 +120,13 @@ impl Postgres {
         }
         Error::ledger(format!("the archive at {shown} cannot be reached: {cause}"))
     }
+}
+
+/// Whether what a server answers with this code passes by itself, or when there is room again. Everything else (no right
+/// to write, a constraint, a limit of its own) is answered to every try, and a person has to look at it.
+fn passes(code: &str) -> bool {
+    const CLASSES: [&str; 8] = ["08", "25", "40", "53", "55", "57", "58", "XX"];
+    code.get(..2).is_some_and(|class| CLASSES.contains(&class))
 }
 
 fn values(statement: &Statement) -> Vec<Sql<'_>> {
