@@ -4,6 +4,7 @@ pub mod archives;
 pub mod books;
 pub mod fleet;
 pub mod gated;
+pub mod leasing;
 pub mod processes;
 pub mod sender;
 pub mod world;

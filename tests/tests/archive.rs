@@ -449,3 +449,33 @@ async fn names_of_any_length_are_drained(place: &Place) {
         assert_eq!(call.facts.call_id, call_id);
     }
 }
+
+/// What the server refuses for good is not tried for ever; what passes is.
+#[tokio::test]
+async fn a_database_that_refuses_for_good_says_so() {
+    let (_, ledger) = ledger();
+    lively(&*ledger, "one").await;
+    let place = Place::postgres();
+    let archive = place.open().await;
+    let mut drain = Drain::new(&*ledger, &archive, DrainOptions::default())
+        .await
+        .unwrap();
+    altered(&place, "ADD CONSTRAINT impossible CHECK (seq < 0)").await;
+    let refused = drain.run(|_| {}).await.unwrap_err();
+    assert_eq!(refused.kind(), keybrake::ErrorKind::Config, "{refused}");
+    assert!(refused.to_string().contains("23514"), "{refused}");
+    altered(&place, "DROP CONSTRAINT impossible").await;
+    assert!(drain.run(|_| {}).await.unwrap().drained > 0);
+}
+
+async fn altered(place: &Place, how: &str) {
+    let url = place.url();
+    let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls)
+        .await
+        .unwrap();
+    let driver = tokio::spawn(connection);
+    let sql = format!("ALTER TABLE keybrake_event {how}");
+    client.batch_execute(&sql).await.unwrap();
+    drop(client);
+    driver.await.unwrap().unwrap();
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use keybrake::brake::{CallContext, KeyOrigin};
 use keybrake::clock::{Clock, SystemClock};
 use keybrake::ledger::{AdminNote, StopScope};
-use keybrake::policy::Code;
+use keybrake::policy::{Code, Policy};
 use keybrake_testkit::stripe::MovementKind;
 use keybrake_tests::{World, post, refunds};
 use serde_json::{Value, json};
@@ -117,7 +117,7 @@ async fn a_child_names_no_secret_that_its_parent_does_not() {
     let world = World::new(refunds(500)).await;
     let child = json!({"vendor": "stripe", "secret": "other", "label": "child", "parent": world.key.id,
         "daily_usd_cap": 5, "allowed_endpoints": ["refunds.create"]});
-    let child = keybrake::Policy::from_value(&child).unwrap();
+    let child = Policy::from_value(&child).unwrap();
     let refused = world.kb.issue(child).run("run_1").await.unwrap_err().to_string();
     assert!(
         refused.contains("`secret` is \"other\" here and not given in the parent"),
@@ -363,4 +363,43 @@ async fn scenario_22_a_cap_that_changes_under_load_locks_nobody_out() {
     assert_eq!(world.refunded(), done * 200);
     assert_eq!(world.budget().await, (done * 2_000_000, 0));
     world.verify().await;
+}
+
+/// What is no id is no run of any row either: it came from outside, and no index takes a text of any length.
+#[tokio::test]
+async fn a_run_that_is_no_id_is_refused_and_not_recorded() {
+    let world = World::new(refunds(500)).await;
+    let policy = json!({"vendor": "stripe", "label": "unbound", "daily_usd_cap": 5, "allowed_endpoints": ["refunds.create"]});
+    let policy = Policy::from_value(&policy).unwrap();
+    let unbound = world.kb.issue(policy).await.unwrap();
+    let long = "x".repeat(4_000);
+    for (key, code) in [
+        (&unbound, Code::RequestMalformed),
+        (&world.key, Code::RequestMalformed),
+    ] {
+        let context = CallContext {
+            run: Some(long.clone()),
+            key_origin: KeyOrigin::Generated,
+            ..Default::default()
+        };
+        let refused = world
+            .call(key, post("/v1/refunds", "charge=ch_1&amount=100"), context)
+            .await;
+        assert_eq!(refused.code(), Some(code));
+    }
+    let events = world
+        .kb
+        .ledger()
+        .events(keybrake::ledger::EventFilter::default())
+        .await
+        .unwrap();
+    let denied: Vec<_> = events
+        .iter()
+        .filter(|event| event.kind == keybrake::ledger::EventKind::Denied)
+        .collect();
+    assert_eq!(denied.len(), 2);
+    for event in denied {
+        let run = event.body.facts.as_ref().unwrap().run.as_deref();
+        assert!(run.is_none_or(|run| run == "run_1"), "{run:?}");
+    }
 }

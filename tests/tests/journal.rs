@@ -425,6 +425,48 @@ async fn what_is_damaged_or_refused_is_set_aside_and_stops_no_other() {
     assert_eq!(kb.deliver_outcomes().await.unwrap().set_aside, 0, "once");
 }
 
+/// The checksum of a line.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0_u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg())
+        })
+    })
+}
+
+/// During an upgrade an older process finds what a newer one wrote: it delivers its own, and leaves that alone.
+#[tokio::test]
+async fn an_outcome_of_a_newer_version_is_left_for_it() {
+    let place = Place::new();
+    let kb = place.keybrake(place.sqlite("spend.db"), "journal").await.unwrap();
+    let key = key(&kb).await;
+    let call = permit(&kb, &key, "known").await.call_id().to_owned();
+    kb.brake()
+        .journal()
+        .unwrap()
+        .append(charged(&call), 1)
+        .await
+        .unwrap();
+    let file = files(&contents(&kb).path, ".journal").remove(0);
+    let json = "{\"v\":2,\"ledger\":\"l\",\"settlement\":{\"proof\":{\"witnessed\":{}}}}";
+    let newer = format!("w {:08x} {:08x} {json}\n", json.len(), crc32(json.as_bytes()));
+    let mut content = std::fs::read(&file).unwrap();
+    content.extend(newer.bytes());
+    std::fs::write(&file, &content).unwrap();
+    for delivered in [1, 0] {
+        let done = kb.deliver_outcomes().await.unwrap();
+        assert_eq!(
+            (done.delivered, done.set_aside, done.left),
+            (delivered, 0, 1),
+            "{done:?}"
+        );
+        assert!(done.why.unwrap().contains("newer version"));
+    }
+    let there = contents(&kb);
+    assert_eq!((there.newer, there.damaged, there.waiting.len()), (1, 0, 0));
+    assert!(std::fs::read_to_string(&file).unwrap().ends_with(&newer));
+}
+
 #[tokio::test]
 async fn outcomes_of_another_ledger_are_not_delivered_to_this_one() {
     let place = Place::new();

@@ -33,12 +33,21 @@ struct Reader {
 }
 
 impl Reader {
-    /// Ready, and waiting for its beginning.
+    /// It begins at once.
     fn start(fleet: &Fleet, journal: &Path) -> Self {
+        Self::go(Self::ready(fleet, journal))
+    }
+
+    /// Ready, and waiting for its beginning.
+    fn ready(fleet: &Fleet, journal: &Path) -> Worker {
         let mut command = Command::new(WORKER);
         let url = format!("{}&lease_ms=200", fleet.url());
         let mut worker = Worker::start(command.arg(url).arg(journal).arg("vk_1"));
         assert_eq!(worker.next_line().unwrap(), "ready");
+        worker
+    }
+
+    fn go(mut worker: Worker) -> Self {
         worker.tell("go");
         let (to, lines) = mpsc::channel();
         let (end, ended) = mpsc::channel();
@@ -142,8 +151,10 @@ async fn scenario_20_killed_holders_push_nothing_over_the_cap() {
     let directory = tempfile::tempdir().unwrap();
     let journal = directory.path().join("j");
     let ledger = with_cap(&fleet, CAP).await;
-    let doomed: Vec<Reader> = (0..4).map(|_| Reader::start(&fleet, &journal)).collect();
-    let others: Vec<Reader> = (0..4).map(|_| Reader::start(&fleet, &journal)).collect();
+    // All begin together: those that are to be killed would else be done before the others are there.
+    let mut doomed: Vec<Worker> = (0..8).map(|_| Reader::ready(&fleet, &journal)).collect();
+    let others: Vec<Reader> = doomed.split_off(4).into_iter().map(Reader::go).collect();
+    let doomed: Vec<Reader> = doomed.into_iter().map(Reader::go).collect();
     let killed: Vec<JoinHandle<Vec<String>>> = doomed
         .into_iter()
         .map(|worker| {

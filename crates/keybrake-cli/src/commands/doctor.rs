@@ -135,6 +135,14 @@ async fn waiting(checks: &mut Vec<Check>, open: &Open) {
             .unwrap_or_else(|| "another process is delivering them".to_owned());
         check(Grade::Look, outcomes(&contents), &advice);
     }
+    if contents.newer > 0 {
+        let found = format!(
+            "{} in {path} were written by a newer version of Keybrake",
+            count(contents.newer.into(), "outcome")
+        );
+        let advice = "only that version can deliver them; until then their holds stand";
+        check(Grade::Look, found, advice);
+    }
     if !contents.set_aside.is_empty() {
         let files = count(number(contents.set_aside.len()), "file");
         let found = format!("{files} of outcomes set aside in {path}");

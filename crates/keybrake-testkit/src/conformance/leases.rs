@@ -295,6 +295,59 @@ pub async fn a_forfeited_leases_calls_are_told_late_and_once(world: &World) {
     assert_eq!((answer.state, world.raw(&day).await), (State::Settled, (10, 0)));
 }
 
+/// Rows of a lease that a server lost, and that nobody is left to say again, are told all the same: late, once, and
+/// without a counter, since nobody knows of which window they were.
+pub async fn rows_of_a_lease_that_the_ledger_lost_are_told_once(world: &World) {
+    let day = calls(WindowKind::Day, 80);
+    let key = world.key("a", std::slice::from_ref(&day)).await;
+    let mut holder = Holder::new(world, &key, "lost");
+    let (ended, under_way) = (holder.made(Some(charged(0))), holder.made(None));
+    holder.index = 6;
+    let later = holder.made(Some(no_proof("timeout")));
+    for _ in 0..2 {
+        let mut left = holder.ask(0, 0);
+        left.number = 0;
+        let answer = world.ledger.lease(left).await.unwrap();
+        assert_eq!(answer, LeaseAnswer::Over { forfeited: true });
+    }
+    assert_eq!(world.raw(&day).await, (0, 0));
+    let rows = Audit::new(&*world.ledger)
+        .list(RowFilter::default(), 100)
+        .await
+        .unwrap();
+    let told: Vec<(&str, Option<&str>, bool)> = rows
+        .iter()
+        .map(|row| {
+            (
+                row.call_id.as_str(),
+                row.note("state"),
+                row.metadata.contains_key("late"),
+            )
+        })
+        .collect();
+    let mut expected = [
+        (ended.as_str(), Some("settled"), true),
+        (under_way.as_str(), Some("held"), true),
+        (later.as_str(), Some("unknown"), true),
+    ];
+    expected.sort_unstable();
+    let mut told = told;
+    told.sort_unstable();
+    assert_eq!(told, expected);
+    // A living holder that goes on meets no lease, and loses no row either.
+    let mut living = Holder::new(world, &key, "living");
+    living.number = 4;
+    let call_id = living.made(Some(charged(0)));
+    assert_eq!(living.step(5, 5).await, LeaseAnswer::Over { forfeited: true });
+    assert!(
+        world
+            .events()
+            .await
+            .iter()
+            .any(|event| event.call_id.as_ref() == Some(&call_id))
+    );
+}
+
 /// A lease takes an eighth of the room, and nothing of the last units: those the ledger decides, to the last one.
 pub async fn a_lease_leaves_room_for_others_and_for_the_last_unit(world: &World) {
     let day = calls(WindowKind::Day, 60);

@@ -155,6 +155,7 @@ macro_rules! conformance {
                 a_lease_is_told_in_numbered_steps,
                 a_lease_that_is_not_given_back_is_forfeited,
                 a_forfeited_leases_calls_are_told_late_and_once,
+                rows_of_a_lease_that_the_ledger_lost_are_told_once,
                 a_lease_leaves_room_for_others_and_for_the_last_unit,
                 a_lease_ends_with_its_window,
                 a_rolling_window_is_leased_one_bucket_at_a_time,

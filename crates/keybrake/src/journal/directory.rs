@@ -91,36 +91,35 @@ impl Directory {
         Ok((waiting, aside))
     }
 
-    /// Files of what processes decided from leases; those of live ones are locked.
+    /// Files of what processes decided from leases, those that were written last first; those of live ones are locked.
     pub(super) fn leased(&self) -> Result<Vec<PathBuf>> {
-        let mut found = Vec::new();
         if !self.check()? {
-            return Ok(found);
+            return Ok(Vec::new());
         }
+        let mut found = Vec::new();
         let unreadable = |e| cannot("list", &self.path).because(e);
         for entry in std::fs::read_dir(&self.path).map_err(unreadable)? {
             let path = entry.map_err(unreadable)?.path();
             if path.as_os_str().as_encoded_bytes().ends_with(LEASED.as_bytes()) {
-                found.push(path);
+                let written = path.metadata().and_then(|metadata| metadata.modified());
+                found.push((written.ok(), path));
             }
         }
         found.sort();
-        Ok(found)
+        Ok(found.into_iter().rev().map(|(_, path)| path).collect())
     }
 
-    /// Makes a file of such, and keeps it locked.
-    pub(super) fn keep(&self, name: &str) -> Result<Kept> {
+    /// Makes a file of such, and keeps it locked; `None` when a delivery was quicker to lock it, or has removed it: there
+    /// was nothing in it.
+    pub(super) fn keep(&self, name: &str) -> Result<Option<Kept>> {
         self.create()?;
         let path = self.path.join(format!("{name}{LEASED}"));
         let file = create(&path)?;
-        match Locked::take(file, &path)? {
-            Some(locked) => Ok(Kept {
-                path,
-                pid: std::process::id(),
-                locked: std::mem::ManuallyDrop::new(locked),
-            }),
-            None => Err(cannot("lock", &path)),
-        }
+        Ok(Locked::take(file, &path)?.map(|locked| Kept {
+            path,
+            pid: std::process::id(),
+            locked: std::mem::ManuallyDrop::new(locked),
+        }))
     }
 
     /// Appends lines to a file of ours and returns when it survives a power cut. Answers whether it did: not when the

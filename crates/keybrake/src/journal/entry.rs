@@ -15,9 +15,15 @@ pub(super) const DELIVERED: u8 = b'd';
 /// Bytes before the JSON.
 const HEAD: usize = 20;
 
+/// The format of entries that this version writes, and the newest that it reads.
+pub(super) const VERSION: u32 = 1;
+
 /// An outcome that the ledger has not taken yet.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Entry {
+    /// Its format; before there was more than one, none was written.
+    #[serde(default)]
+    pub(super) v: u32,
     /// The id of the ledger that it belongs to.
     pub(super) ledger: String,
     /// The part of that ledger's store.
@@ -33,6 +39,8 @@ pub(super) struct Entry {
 pub(super) enum Line {
     /// Waits to be delivered.
     Waiting(u64, Box<Entry>),
+    /// Whole, and written by a newer version of this library: for a process that has it.
+    Newer,
     /// Cannot be believed.
     Damaged(u64, &'static str),
 }
@@ -54,8 +62,9 @@ pub(super) fn lines(content: &[u8]) -> Vec<Line> {
     let mut found = Vec::new();
     for line in content.split_inclusive(|byte| *byte == b'\n') {
         match read(line) {
-            Ok(Some(entry)) => found.push(Line::Waiting(at, Box::new(entry))),
-            Ok(None) => {}
+            Ok(Content::Entry(entry)) => found.push(Line::Waiting(at, entry)),
+            Ok(Content::Newer) => found.push(Line::Newer),
+            Ok(Content::Delivered) => {}
             Err(why) => found.push(Line::Damaged(at, why)),
         }
         at = at.saturating_add(u64::try_from(line.len()).unwrap_or(u64::MAX));
@@ -70,8 +79,14 @@ pub(super) fn raw(content: &[u8], at: u64) -> &[u8] {
     line.unwrap_or_default()
 }
 
-/// The entry; `None` when it was delivered.
-fn read(line: &[u8]) -> Result<Option<Entry>, &'static str> {
+/// What stands in a line that is whole.
+enum Content {
+    Entry(Box<Entry>),
+    Newer,
+    Delivered,
+}
+
+fn read(line: &[u8]) -> Result<Content, &'static str> {
     let line = line.strip_suffix(b"\n").ok_or("it is cut off")?;
     let (head, json) = line.split_at_checked(HEAD).ok_or("it is cut off")?;
     let number = |from: usize, to: usize| {
@@ -85,13 +100,15 @@ fn read(line: &[u8]) -> Result<Option<Entry>, &'static str> {
         return Err("its checksum does not match");
     }
     match head.first() {
-        Some(&DELIVERED) => return Ok(None),
+        Some(&DELIVERED) => return Ok(Content::Delivered),
         Some(&WAITS) => {}
         _ => return Err("its state is none that is known"),
     }
-    serde_json::from_slice(json)
-        .map(Some)
-        .map_err(|_| "it is not an outcome that this version knows")
+    // Every byte is as it was written, so who wrote it knew more than this version.
+    Ok(match serde_json::from_slice::<Entry>(json) {
+        Ok(entry) if entry.v <= VERSION => Content::Entry(Box::new(entry)),
+        _ => Content::Newer,
+    })
 }
 
 #[cfg(test)]
@@ -102,6 +119,7 @@ mod tests {
 
     fn entry(call_id: &str) -> Entry {
         Entry {
+            v: VERSION,
             ledger: "l".to_owned(),
             namespace: "default".to_owned(),
             at_ms: 1_795_305_600_000,
@@ -128,7 +146,7 @@ mod tests {
     fn waiting(content: &[u8]) -> Vec<String> {
         let call = |line: &Line| match line {
             Line::Waiting(_, entry) => Some(entry.settlement.call_id.clone()),
-            Line::Damaged(..) => None,
+            Line::Newer | Line::Damaged(..) => None,
         };
         lines(content).iter().filter_map(call).collect()
     }
@@ -170,6 +188,28 @@ mod tests {
                 last[..cut].strip_suffix(b"\n").unwrap_or(&last[..cut])
             );
         }
+    }
+
+    #[test]
+    fn an_entry_of_a_newer_version_is_known_as_one() {
+        let newer = Entry {
+            v: VERSION + 1,
+            ..entry("a")
+        };
+        let mut content = line(&newer).unwrap();
+        let json = "{\"ledger\":\"l\",\"settlement\":{\"proof\":{\"witnessed\":{}}}}";
+        let crc = crc32fast::hash(json.as_bytes());
+        content.extend(format!("w {:08x} {crc:08x} {json}\n", json.len()).into_bytes());
+        let found = lines(&content);
+        assert!(matches!(found[..], [Line::Newer, Line::Newer]), "{found:?}");
+        // One that was written before entries had a version.
+        let old = String::from_utf8(line(&entry("a")).unwrap())
+            .unwrap()
+            .replace("\"v\":1,", "");
+        let json = old.get(HEAD..old.len() - 1).unwrap();
+        let crc = crc32fast::hash(json.as_bytes());
+        let old = format!("w {:08x} {crc:08x} {json}\n", json.len());
+        assert_eq!(waiting(old.as_bytes()), ["a"]);
     }
 
     #[test]

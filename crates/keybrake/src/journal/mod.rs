@@ -25,6 +25,11 @@ const TOGETHER: usize = 64;
 /// Files that a writer begins before it gives up.
 const TRIES: u32 = 8;
 
+/// After a delivery that had to leave something, in milliseconds: until then only what is new makes another one.
+const AGAIN_MS: i64 = 1_000;
+/// Why an entry is left where it is, for a process that knows it.
+const NEWER: &str = "it was written by a newer version of Keybrake, which has to deliver it";
+
 /// The waiting outcomes of one ledger on this machine.
 #[derive(Debug)]
 pub struct Journal {
@@ -39,6 +44,8 @@ pub struct Journal {
     waits: AtomicBool,
     /// When to look for what others left, by the boot clock.
     look_at_ms: AtomicI64,
+    /// Before this nothing that was left is tried again, by the boot clock.
+    again_at_ms: AtomicI64,
     /// Whether a delivery runs in the background.
     delivering: AtomicBool,
     /// One delivery at a time.
@@ -83,6 +90,8 @@ pub struct Contents {
     pub waiting: Vec<Waiting>,
     /// Lines that cannot be read; the next delivery sets them aside.
     pub damaged: u32,
+    /// Outcomes that a newer version of this library wrote, and only it can deliver.
+    pub newer: u32,
     /// Files of outcomes that were set aside, for a person to look at.
     pub set_aside: Vec<PathBuf>,
 }
@@ -115,6 +124,7 @@ impl Journal {
             own: Mutex::new(None),
             waits: AtomicBool::new(false),
             look_at_ms: AtomicI64::new(i64::MIN),
+            again_at_ms: AtomicI64::new(i64::MIN),
             delivering: AtomicBool::new(false),
             turn: tokio::sync::Mutex::new(()),
         })
@@ -139,12 +149,14 @@ impl Journal {
     pub async fn append(self: &Arc<Self>, settlement: Settlement, at_ms: i64) -> Result<()> {
         let journal = Arc::clone(self);
         blocking(move || journal.write(settlement, at_ms)).await?;
+        self.again_at_ms.store(i64::MIN, Ordering::Relaxed);
         self.waits.store(true, Ordering::SeqCst);
         Ok(())
     }
 
     fn write(&self, settlement: Settlement, at_ms: i64) -> Result<()> {
         let line = entry::line(&Entry {
+            v: entry::VERSION,
             ledger: self.ledger.clone(),
             namespace: self.namespace.clone(),
             at_ms,
@@ -210,9 +222,11 @@ impl Journal {
     pub async fn deliver(&self, ledger: &dyn Ledger) -> Result<Delivery> {
         let _turn = self.turn.lock().await;
         self.waits.store(false, Ordering::SeqCst);
+        let (mut report, mut gone) = (Delivery::default(), false);
+        // First the calls that processes decided themselves, so that the ledger knows them when it hears of their ends.
+        self.deliver_leased(ledger, &mut report, &mut gone).await;
         let directory = self.directory.clone();
         let (files, _) = blocking(move || directory.files()).await?;
-        let (mut report, mut gone) = (Delivery::default(), false);
         for path in files {
             let name = path.clone();
             let taken = match blocking(move || Directory::take(&name)).await {
@@ -228,23 +242,27 @@ impl Journal {
             };
             self.deliver_file(ledger, taken, &mut report, &mut gone).await;
         }
-        if !gone {
-            self.deliver_leased(ledger, &mut report).await;
-        }
         if report.left > 0 {
             self.waits.store(true, Ordering::SeqCst);
         }
         Ok(report)
     }
 
-    /// Tells what processes that ended had decided from their leases. It is left where it is until a lease is over.
-    async fn deliver_leased(&self, ledger: &dyn Ledger, report: &mut Delivery) {
+    /// Tells what processes that ended had decided from their leases. It is left where it is until a lease is over. What
+    /// a process wrote last comes first: an end there is of a call that may stand in an older file without one.
+    async fn deliver_leased(&self, ledger: &dyn Ledger, report: &mut Delivery, gone: &mut bool) {
         let directory = self.directory.clone();
         let files = match blocking(move || directory.leased()).await {
             Ok(files) => files,
             Err(error) => return tracing::warn!(%error, "what was decided from leases cannot be listed"),
         };
+        // Processes of which something newer has to stay.
+        let mut waiting: Vec<String> = Vec::new();
         for path in files {
+            let writer = writer_of(&path);
+            if *gone || waiting.contains(&writer) {
+                continue;
+            }
             let told = async {
                 let Some(taken) = blocking(move || Directory::take(&path)).await? else {
                     return Ok(Some(0));
@@ -258,14 +276,20 @@ impl Journal {
                 }
                 Ok::<_, Error>(told)
             };
-            match told.await {
-                Ok(Some(calls)) => report.delivered = report.delivered.saturating_add(calls),
-                Ok(None) => report.left = report.left.saturating_add(1),
-                Err(error) => {
-                    tracing::warn!(%error, "what was decided from leases cannot be told yet");
-                    report.left = report.left.saturating_add(1);
-                    report.why = Some(error.to_string());
+            let why = match told.await {
+                Ok(Some(calls)) => {
+                    report.delivered = report.delivered.saturating_add(calls);
+                    continue;
                 }
+                Ok(None) => None,
+                Err(error) => Some(error),
+            };
+            waiting.push(writer);
+            report.left = report.left.saturating_add(1);
+            if let Some(error) = why {
+                tracing::warn!(%error, "what was decided from leases cannot be told yet");
+                *gone = is_gone(&error);
+                report.why = Some(error.to_string());
             }
         }
     }
@@ -283,6 +307,11 @@ impl Journal {
         for line in entry::lines(&taken.content) {
             let (at, entry) = match line {
                 Line::Waiting(at, entry) => (at, entry),
+                Line::Newer => {
+                    left = left.saturating_add(1);
+                    report.why = Some(NEWER.to_owned());
+                    continue;
+                }
                 Line::Damaged(at, why) => {
                     aside.push((why.to_owned(), entry::raw(&taken.content, at).to_owned()));
                     continue;
@@ -295,10 +324,7 @@ impl Journal {
                     left = left.saturating_add(1);
                     if let Some(error) = why {
                         // Any other failure is about this outcome alone.
-                        *gone = matches!(
-                            error.kind(),
-                            ErrorKind::LedgerUnavailable | ErrorKind::LedgerRecovering
-                        );
+                        *gone = is_gone(&error);
                         report.why = Some(error.to_string());
                     }
                 }
@@ -378,7 +404,8 @@ impl Journal {
 
     /// After the ledger answered: delivers in the background, if something waits or it is time to look.
     pub(crate) fn contact(self: &Arc<Self>, ledger: &Arc<dyn Ledger>, boot_ms: i64) {
-        if !self.waits.load(Ordering::Relaxed) && boot_ms < self.look_at_ms.load(Ordering::Relaxed) {
+        let waits = self.waits.load(Ordering::Relaxed) && boot_ms >= self.again_at_ms.load(Ordering::Relaxed);
+        if !waits && boot_ms < self.look_at_ms.load(Ordering::Relaxed) {
             return;
         }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
@@ -391,8 +418,13 @@ impl Journal {
         let running = Running(Arc::clone(self));
         let ledger = Arc::clone(ledger);
         runtime.spawn(async move {
-            if let Err(error) = running.0.deliver(&*ledger).await {
-                tracing::warn!(%error, "waiting outcomes cannot be delivered");
+            match running.0.deliver(&*ledger).await {
+                Ok(done) if done.left == 0 => {}
+                Ok(_) => {
+                    let again_at_ms = boot_ms.saturating_add(AGAIN_MS);
+                    running.0.again_at_ms.store(again_at_ms, Ordering::Relaxed);
+                }
+                Err(error) => tracing::warn!(%error, "waiting outcomes cannot be delivered"),
             }
         });
     }
@@ -416,9 +448,16 @@ impl Journal {
         };
         for path in files {
             for line in entry::lines(&Directory::look(&path)?) {
-                let Line::Waiting(_, entry) = line else {
-                    contents.damaged = contents.damaged.saturating_add(1);
-                    continue;
+                let entry = match line {
+                    Line::Waiting(_, entry) => entry,
+                    Line::Newer => {
+                        contents.newer = contents.newer.saturating_add(1);
+                        continue;
+                    }
+                    Line::Damaged(..) => {
+                        contents.damaged = contents.damaged.saturating_add(1);
+                        continue;
+                    }
                 };
                 contents.waiting.push(Waiting {
                     call_id: entry.settlement.call_id,
@@ -430,6 +469,21 @@ impl Journal {
         }
         Ok(contents)
     }
+}
+
+/// Whether the ledger cannot be asked at all.
+fn is_gone(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::LedgerUnavailable | ErrorKind::LedgerRecovering
+    )
+}
+
+/// The process that wrote a file of leased calls, by the file's name: its number begins it.
+fn writer_of(path: &Path) -> String {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let name = name.unwrap_or_default();
+    name.split('-').next().unwrap_or_default().to_owned()
 }
 
 /// How the ledger took an outcome.

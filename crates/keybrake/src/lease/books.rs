@@ -22,7 +22,7 @@ const WORTH_IT: u32 = 3;
 /// Kinds of calls that are counted to find that out; with more, all are counted anew.
 const KINDS: usize = 4_096;
 
-/// Leases that a process has at most; they are renewed one after the other.
+/// Leases that a process has at most.
 const MOST_LEASES: usize = 128;
 /// A kind of which a lease was refused is not asked for again for so many times a lease's time.
 const REFUSED_FOR: i64 = 2;
@@ -40,8 +40,6 @@ pub(super) struct Books {
     /// Calls under way, by id.
     under_way: HashMap<String, UnderWay>,
     pub(super) rows: Option<LeaseRows>,
-    /// Rows stand there that this process cannot tell any more.
-    abandoned: bool,
     /// Kinds to take, renew or give back now.
     pub(super) due: Vec<Kind>,
     /// No more.
@@ -107,6 +105,8 @@ pub(super) enum Aim {
     Renew,
     /// Gives it back.
     GiveBack,
+    /// Tells what was done, if anything was.
+    Tell,
 }
 
 impl Books {
@@ -254,9 +254,14 @@ impl Books {
     /// Before a round: new rows go to the other file, with those of the calls under way.
     pub(super) fn turn_rows(&mut self) {
         let Some(rows) = &mut self.rows else { return };
-        if !rows.turn() {
-            return;
+        if rows.turn() {
+            self.write_under_way();
         }
+    }
+
+    /// Writes down the calls under way in a file that has them not.
+    fn write_under_way(&self) {
+        let Some(rows) = &self.rows else { return };
         let mut calls: Vec<&UnderWay> = self.under_way.values().collect();
         calls.sort_by_key(|own| (own.kind, own.call.index));
         for own in calls {
@@ -270,9 +275,7 @@ impl Books {
 
     /// After every lease had its turn: what was written down before it is told, if every lease's step was answered.
     pub(super) fn rows_told(&mut self) {
-        let Some(rows) = self.rows.as_mut().filter(|_| !self.abandoned) else {
-            return;
-        };
+        let Some(rows) = &mut self.rows else { return };
         if self.leases.is_empty() {
             rows.all_told();
         } else if self.leases.values().all(|lease| lease.asked.is_none()) {
@@ -281,19 +284,27 @@ impl Books {
     }
 
     /// The next step of a lease, if it needs one, and whether it was asked for before and not answered.
-    pub(super) fn ask(&mut self, kind: Kind, aim: Aim, ttl_ms: i64) -> Option<(LeaseAsk, bool)> {
+    pub(super) fn ask(
+        &mut self,
+        kind: Kind,
+        aim: Aim,
+        (boot_ms, ttl_ms): (i64, i64),
+    ) -> Option<(LeaseAsk, bool)> {
         let lease = self.leases.get_mut(&kind)?;
         if let Some(asked) = &lease.asked {
             return Some((asked.clone(), true));
         }
         let taken = lease.number > 0;
-        let idle = taken && lease.made == 0;
+        if aim == Aim::Tell && (!taken || lease.done.is_empty()) {
+            return None;
+        }
+        let idle = taken && lease.made == 0 && aim != Aim::Tell;
         let ends = lease.over || idle || aim == Aim::GiveBack;
         if !taken && aim == Aim::GiveBack {
             self.leases.remove(&kind);
             return None;
         }
-        if taken {
+        if taken && aim != Aim::Tell {
             lease.adapt();
         }
         let mut done = std::mem::take(&mut lease.done);
@@ -306,8 +317,10 @@ impl Books {
             .filter(|own| own.kind == kind)
             .collect();
         own_calls.sort_by_key(|own| own.call.index);
+        // By the deadline of a call that is still under way the ledger knows of it, and looks at that deadline itself.
+        let by_ms = lease.ledger_ms(boot_ms).saturating_add(ttl_ms);
         for own in own_calls {
-            own.apart |= ends;
+            own.apart |= ends || own.call.not_after_ms <= by_ms;
             if own.apart {
                 done.push(own.call.clone());
             }
@@ -333,7 +346,10 @@ impl Books {
             ttl_ms,
             max_open_holds: lease.max_open_holds,
         };
-        (lease.made, lease.ran_out) = (0, false);
+        if aim != Aim::Tell {
+            lease.made = 0;
+        }
+        lease.ran_out = false;
         lease.step = ask.number.saturating_add(1);
         lease.asked = Some(ask.clone());
         Some((ask, false))
@@ -389,12 +405,30 @@ impl Books {
         }
     }
 
-    /// The ledger will not hear of a lease: it is left to its deadline. Its rows are told later, from where they were
-    /// written down.
-    pub(super) fn abandon(&mut self, kind: Kind) {
-        self.abandoned = true;
+    /// The ledger will not hear of a lease: it is left to its deadline. Its rows are told then, by anybody, from where
+    /// they were written down; those of the others go on in `rows`.
+    pub(super) fn abandon(&mut self, kind: Kind, rows: Option<LeaseRows>) {
         self.leases.remove(&kind);
         self.under_way.retain(|_, own| own.kind != kind);
+        if rows.is_some() {
+            self.rows = rows;
+            self.write_under_way();
+        }
+    }
+
+    /// Nothing can be leased now: the kinds that leases were to be taken of are counted anew from that moment on.
+    pub(super) fn put_off(&mut self, until_boot_ms: i64) {
+        let kinds: Vec<Kind> = self.leases.drain().map(|(kind, _)| kind).collect();
+        self.seen
+            .extend(kinds.into_iter().map(|kind| (kind, (0, until_boot_ms))));
+        self.due.clear();
+    }
+
+    /// Has a call that is under way told to the ledger with the next step of its lease; answers which lease that is.
+    pub(super) fn set_apart(&mut self, call_id: &str) -> Option<Kind> {
+        let own = self.under_way.get_mut(call_id)?;
+        own.apart = true;
+        Some(own.kind)
     }
 }
 
@@ -449,10 +483,15 @@ impl Lease {
             && self.charges.iter().zip(charges).all(same)
     }
 
+    /// The ledger's time, by the holder's estimate.
+    const fn ledger_ms(&self, boot_ms: i64) -> i64 {
+        let (now_ms, then_boot_ms) = self.now_ms;
+        now_ms.saturating_add(boot_ms.saturating_sub(then_boot_ms))
+    }
+
     fn call(&mut self, request: &ReserveRequest, boot_ms: i64) -> LeasedCall {
         self.next_index = self.next_index.saturating_add(1);
-        let (now_ms, then_boot_ms) = self.now_ms;
-        let at_ms = now_ms.saturating_add(boot_ms.saturating_sub(then_boot_ms));
+        let at_ms = self.ledger_ms(boot_ms);
         LeasedCall {
             index: self.next_index,
             // Until its end is known, no step has told it.

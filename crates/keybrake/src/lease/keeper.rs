@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
 use super::books::{Aim, Books, Kind, Told};
 use crate::clock::{Clock, SystemClock};
 use crate::error::ErrorKind;
@@ -12,6 +14,12 @@ use crate::ledger::{Grant, Ledger, ReserveRequest, SettleAnswer, Settlement};
 
 /// Steps of one lease in one go: what it tells may make another one necessary.
 const STEPS: u32 = 4;
+
+/// Steps of different leases at one time: a round of many must not take as long as a lease lives.
+const SIDE_BY_SIDE: usize = 16;
+const TURNS: u64 = 16;
+/// How long nothing is leased after the journal did not take rows, or no thread could be started, in milliseconds.
+const PUT_OFF_MS: i64 = 10_000;
 
 /// The leases of one process.
 #[derive(Debug)]
@@ -24,8 +32,11 @@ pub(super) struct Keeper {
     running: AtomicBool,
     books: Mutex<Books>,
     wake: Condvar,
-    /// One step at a time: their numbers are in order, and whoever waits for its turn finds what the others did.
-    turn: tokio::sync::Mutex<()>,
+    /// One step of a lease at a time: their numbers are in order, and whoever waits for its turn finds what the others
+    /// did. Leases of different kinds take their steps side by side, as many as there are turns.
+    turns: [tokio::sync::Mutex<()>; SIDE_BY_SIDE],
+    /// Whether the last step failed: said once.
+    failing: AtomicBool,
 }
 
 impl Keeper {
@@ -45,7 +56,8 @@ impl Keeper {
             running: AtomicBool::new(false),
             books: Mutex::new(Books::default()),
             wake: Condvar::new(),
-            turn: tokio::sync::Mutex::const_new(()),
+            turns: std::array::from_fn(|_| tokio::sync::Mutex::const_new(())),
+            failing: AtomicBool::new(false),
         }
     }
 
@@ -78,30 +90,40 @@ impl Keeper {
         }
     }
 
-    /// Every lease's next step: with `turning`, what is idle is given back, and what was told is forgotten.
-    pub(super) async fn round(&self, turning: bool) {
+    /// Every lease's next step: what is idle is given back, and what was told is forgotten.
+    pub(super) async fn round(&self) {
         let kinds = {
             let mut books = self.books();
-            if turning {
-                books.turn_rows();
-            }
+            books.turn_rows();
             books.due.clear();
             books.kinds(None)
         };
-        for kind in kinds {
+        self.steps(kinds, Aim::Renew).await;
+        self.books().rows_told();
+    }
+
+    /// Tells what was done.
+    pub(super) async fn tell(&self) {
+        let kinds = self.books().kinds(None);
+        self.steps(kinds, Aim::Tell).await;
+    }
+
+    /// Lets the ledger know of a call that is under way.
+    pub(super) async fn tell_of(&self, call_id: &str) {
+        let kind = self.books().set_apart(call_id);
+        if let Some(kind) = kind {
             self.step(kind, Aim::Renew).await;
         }
-        if turning {
-            self.books().rows_told();
-        }
+    }
+
+    async fn steps(&self, kinds: Vec<Kind>, aim: Aim) {
+        join_all(kinds.into_iter().map(|kind| self.step(kind, aim))).await;
     }
 
     /// Tells what was done, and gives leases back: all, or those of a key.
     pub(super) async fn give_back(&self, key_id: Option<&str>) {
         let kinds = self.books().kinds(key_id);
-        for kind in kinds {
-            self.step(kind, Aim::GiveBack).await;
-        }
+        self.steps(kinds, Aim::GiveBack).await;
         if key_id.is_none() {
             self.books().rows_told();
         }
@@ -109,15 +131,23 @@ impl Keeper {
 
     /// One step of a lease, and those that follow from its answer.
     async fn step(&self, kind: Kind, aim: Aim) {
-        let _turn = self.turn.lock().await;
+        let turn = usize::try_from(kind % TURNS)
+            .ok()
+            .and_then(|turn| self.turns.get(turn));
+        let _turn = match turn {
+            Some(turn) => turn.lock().await,
+            None => return,
+        };
         for _ in 0..STEPS {
-            let Some((ask, repeated)) = self.books().ask(kind, aim, self.ttl_ms) else {
+            let now = (self.clock.boot_ms(), self.ttl_ms);
+            let Some((ask, repeated)) = self.books().ask(kind, aim, now) else {
                 return;
             };
             // Counted from before it is sent: whatever time passes until the answer is read is the holder's loss.
             let asked_boot_ms = self.clock.boot_ms();
             match self.inner.lease(ask.clone()).await {
                 Ok(answer) => {
+                    self.failing.store(false, Ordering::Relaxed);
                     let more = self.books().answered(kind, &ask, asked_boot_ms, &answer);
                     if !more && !repeated {
                         return;
@@ -125,14 +155,33 @@ impl Keeper {
                 }
                 Err(error) if error.kind() == ErrorKind::Internal => {
                     tracing::error!(lease = %ask.id, %error, "a lease is left to its deadline");
-                    self.books().abandon(kind);
+                    self.abandon(kind);
                     return;
                 }
                 // Asked again with the next round; until then its time runs out.
                 Err(error) => {
-                    tracing::warn!(lease = %ask.id, %error, "a lease cannot be renewed");
+                    if self.failing.swap(true, Ordering::Relaxed) {
+                        tracing::debug!(lease = %ask.id, %error, "a lease cannot be renewed");
+                    } else {
+                        tracing::warn!(lease = %ask.id, %error, "leases cannot be renewed; calls are asked of the ledger");
+                    }
                     return;
                 }
+            }
+        }
+    }
+
+    /// Leaves a lease to its deadline. New rows go to new files, so that what stands in the old ones can be told.
+    fn abandon(&self, kind: Kind) {
+        let rows = self.journal.as_ref().map(|journal| journal.lease_rows());
+        let mut books = self.books();
+        match rows.transpose() {
+            Ok(rows) => books.abandon(kind, rows),
+            Err(error) => {
+                tracing::warn!(%error, "nothing is leased any more: calls cannot be written down");
+                books.abandon(kind, None);
+                // Left as they are, for whoever delivers them.
+                (books.rows, books.ended) = (None, true);
             }
         }
     }
@@ -143,8 +192,8 @@ impl Keeper {
             return;
         }
         if let Err(error) = self.write_down() {
-            tracing::warn!(%error, "nothing is leased: calls cannot be written down");
-            self.books().ended = true;
+            tracing::warn!(%error, "nothing is leased for now: calls cannot be written down");
+            self.put_off();
             return;
         }
         if !self.threaded {
@@ -165,8 +214,15 @@ impl Keeper {
     }
 
     fn fail(&self, error: &dyn std::fmt::Display) {
-        tracing::warn!(%error, "nothing is leased: no thread can renew leases");
-        self.books().ended = true;
+        tracing::warn!(%error, "nothing is leased for now: no thread can renew leases");
+        self.put_off();
+    }
+
+    /// Tried again with a later lease.
+    fn put_off(&self) {
+        let until_boot_ms = self.clock.boot_ms().saturating_add(PUT_OFF_MS);
+        self.books().put_off(until_boot_ms);
+        self.running.store(false, Ordering::SeqCst);
     }
 
     /// Makes the files for what is decided here.
@@ -189,11 +245,9 @@ impl Keeper {
             }
             if SystemClock.boot_ms() >= next_ms {
                 next_ms = SystemClock.boot_ms().saturating_add(half_ms);
-                runtime.block_on(self.round(true));
+                runtime.block_on(self.round());
             } else {
-                for kind in due {
-                    runtime.block_on(self.step(kind, Aim::Renew));
-                }
+                runtime.block_on(self.steps(due, Aim::Renew));
             }
         }
     }

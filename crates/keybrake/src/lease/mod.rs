@@ -102,7 +102,7 @@ impl LeasedLedger {
 
     /// Takes, renews and gives back what is due, once, as the thread does twice in each lease's time.
     pub async fn renew(&self) {
-        self.keeper().round(true).await;
+        self.keeper().round().await;
     }
 
     /// Tells what was done, and gives every lease back.
@@ -129,7 +129,7 @@ impl LeasedLedger {
 
     /// The ledger, once it was told all that this process did.
     async fn told(&self) -> &dyn Ledger {
-        self.keeper().round(false).await;
+        self.keeper().tell().await;
         &*self.inner
     }
 }
@@ -202,18 +202,19 @@ impl Ledger for LeasedLedger {
     }
 
     async fn revoke(&self, key_id: &str, admin: AdminNote) -> Result<bool> {
-        self.keeper().give_back(Some(key_id)).await;
-        self.inner.revoke(key_id, admin).await
+        let own = self.keeper().give_back(Some(key_id));
+        tokio::join!(self.inner.revoke(key_id, admin), own).0
     }
 
     async fn stop(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
-        self.keeper().give_back(None).await;
-        self.inner.stop(scope, admin).await
+        // It stands first; then it waits for this process's leases as for all others.
+        let own = self.keeper().give_back(None);
+        tokio::join!(self.inner.stop(scope, admin), own).0
     }
 
     async fn stop_hard(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
-        self.keeper().give_back(None).await;
-        self.inner.stop_hard(scope, admin).await
+        let own = self.keeper().give_back(None);
+        tokio::join!(self.inner.stop_hard(scope, admin), own).0
     }
 
     fn watch_stops(&self) -> Box<dyn StopWatch> {
@@ -255,6 +256,7 @@ impl Ledger for LeasedLedger {
     }
 
     async fn reservation(&self, call_id: &str) -> Result<Option<Reservation>> {
+        self.keeper().tell_of(call_id).await;
         self.inner.reservation(call_id).await
     }
 

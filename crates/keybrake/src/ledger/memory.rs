@@ -161,7 +161,7 @@ impl Ledger for MemoryLedger {
     }
 
     async fn lease(&self, ask: LeaseAsk) -> Result<LeaseAnswer> {
-        self.step(|store, _, clock_ms| rules::lease(store, clock_ms, &ask))
+        self.step(|store, _, clock_ms| rules::lease(store, clock_ms, 0, &ask))
     }
 
     async fn sweep(&self, limit: u32) -> Result<u32> {

@@ -467,8 +467,11 @@ impl Ledger for RedisLedger {
     }
 
     async fn lease(&self, ask: LeaseAsk) -> Result<LeaseAnswer> {
-        self.admin(DECISION, |draft, now_ms| rules::lease(draft, now_ms, &ask))
-            .await
+        self.admin(DECISION, |draft, now_ms| {
+            let slack_ms = draft.slack_ms;
+            rules::lease(draft, now_ms, slack_ms, &ask)
+        })
+        .await
     }
 
     async fn sweep(&self, limit: u32) -> Result<u32> {

@@ -31,7 +31,9 @@ const LEAST: i64 = 4;
 /// taken and again when it is swept; the holder counts by its own boot clock and needs none of it.
 const MARGIN_MS: i64 = 1_500;
 /// Before the end of a window nothing is leased, for the same half second.
-const WINDOW_MARGIN_MS: i64 = 500;
+const WINDOW_MARGIN_MS: i64 = SLACK_MS;
+/// What these margins allow for; where a step's time may be off by more, so much is added to both.
+const SLACK_MS: i64 = 500;
 
 /// Leases at or below one key. Each that is taken or given back reads and writes the list of them, for the key and for
 /// every ancestor; a call that finds it full is asked of the ledger.
@@ -41,28 +43,35 @@ const MOST_LISTED: usize = 256;
 pub(in crate::ledger) const GIVEN_BACK: &str = "given_back";
 pub(super) const FORFEITED: &str = "forfeited";
 
-/// One step of a lease: takes it, renews it, or gives it back; and records what was done of it.
-pub fn lease(store: &mut dyn Store, clock_ms: i64, ask: &LeaseAsk) -> Result<LeaseAnswer> {
+/// One step of a lease: takes it, renews it, or gives it back; and records what was done of it. The time of the step may
+/// be off by `slack_ms`.
+pub fn lease(store: &mut dyn Store, clock_ms: i64, slack_ms: i64, ask: &LeaseAsk) -> Result<LeaseAnswer> {
     let mut step = Step::begin(store, clock_ms)?;
+    let more_ms = slack_ms.saturating_sub(SLACK_MS).max(0);
     check(ask)?;
     lapse(&mut step)?;
     let answer = match step.store.reservation(&ask.id)? {
-        None if ask.number == 1 => take(&mut step, ask)?,
-        None => LeaseAnswer::Over { forfeited: false },
+        None if ask.number == 1 => take(&mut step, ask, more_ms)?,
+        None if ask.done.is_empty() => LeaseAnswer::Over { forfeited: false },
+        None => {
+            let (own, state) = lost(&step, ask);
+            tell_late(&mut step, None, own, state, ask)?
+        }
         Some(own) => {
             let mut own = past_its_deadline(&mut step, own)?;
             let Some(state) = own.lease.take() else {
                 return Err(internal(format!("call {} is not a lease", ask.id)));
             };
             if own.state != State::Held {
-                tell_late(&mut step, own, *state, ask)?
+                let before = Some((own.state, false));
+                tell_late(&mut step, before, own, *state, ask)?
             } else if ask.number == 0 {
                 LeaseAnswer::Refused
             } else if ask.number == state.number {
                 // Its answer was lost: the same again.
                 held(&mut step, &own, &state)?
             } else if ask.number == state.number.saturating_add(1) {
-                renew(&mut step, own, *state, ask)?
+                renew(&mut step, own, *state, ask, more_ms)?
             } else {
                 return Err(internal(format!(
                     "step {} of lease {} was asked for after step {}",
@@ -84,6 +93,28 @@ fn past_its_deadline(step: &mut Step<'_>, own: Reservation) -> Result<Reservatio
     forfeit(step, own)?;
     let ended = step.store.reservation(&id)?;
     ended.ok_or_else(|| internal(format!("the lease {id} is gone")))
+}
+
+/// A lease that the ledger never had, or lost with nobody left to say it again: over, with nothing in it. What its holder
+/// wrote down is told with it, once.
+fn lost(step: &Step<'_>, ask: &LeaseAsk) -> (Reservation, LeaseState) {
+    let mut facts = (*ask.facts).clone();
+    facts.call_id.clone_from(&ask.id);
+    "lease".clone_into(&mut facts.operation);
+    let own = Reservation {
+        state: State::Settled,
+        ended_by: Some(FORFEITED.to_owned()),
+        ..fresh(step, Arc::new(facts), Vec::new())
+    };
+    let state = LeaseState {
+        number: 0,
+        calls: 0,
+        added: 0,
+        ttl_ms: ask.ttl_ms,
+        until_ms: step.now_ms,
+        late: Vec::new(),
+    };
+    (own, state)
 }
 
 fn check(ask: &LeaseAsk) -> Result<()> {
@@ -131,9 +162,15 @@ fn open(step: &mut Step<'_>, ask: &LeaseAsk) -> Result<Option<(KeyState, Vec<Pla
 }
 
 /// Until when a lease that is taken now may be used: its time to live, and never past a window's end or the key's.
-fn until(step: &mut Step<'_>, ask: &LeaseAsk, key: &KeyState, planned: &[Planned]) -> Result<Option<i64>> {
+fn until(
+    step: &mut Step<'_>,
+    ask: &LeaseAsk,
+    (key, planned): (&KeyState, &[Planned]),
+    more_ms: i64,
+) -> Result<Option<i64>> {
     let mut until_ms = step.now_ms.saturating_add(ask.ttl_ms);
-    let mut end = |at_ms: i64| until_ms = until_ms.min(at_ms.saturating_sub(WINDOW_MARGIN_MS));
+    let margin_ms = WINDOW_MARGIN_MS.saturating_add(more_ms);
+    let mut end = |at_ms: i64| until_ms = until_ms.min(at_ms.saturating_sub(margin_ms));
     end(key.expires_at_ms);
     planned
         .iter()
@@ -148,7 +185,7 @@ fn until(step: &mut Step<'_>, ask: &LeaseAsk, key: &KeyState, planned: &[Planned
     Ok(worth_it.then_some(until_ms))
 }
 
-fn take(step: &mut Step<'_>, ask: &LeaseAsk) -> Result<LeaseAnswer> {
+fn take(step: &mut Step<'_>, ask: &LeaseAsk, more_ms: i64) -> Result<LeaseAnswer> {
     let Some((key, planned)) = open(step, ask)? else {
         return Ok(LeaseAnswer::Refused);
     };
@@ -157,7 +194,7 @@ fn take(step: &mut Step<'_>, ask: &LeaseAsk) -> Result<LeaseAnswer> {
         let max = ask.max_open_holds;
         step.store.found(Finding::OpenHolds { key_id, max, full });
     }
-    let Some(until_ms) = until(step, ask, &key, &planned)? else {
+    let Some(until_ms) = until(step, ask, (&key, &planned), more_ms)? else {
         return Ok(LeaseAnswer::Refused);
     };
     let calls = share(charge::room(&planned, 0), ask.wanted);
@@ -175,7 +212,7 @@ fn take(step: &mut Step<'_>, ask: &LeaseAsk) -> Result<LeaseAnswer> {
     let mut facts = (*ask.facts).clone();
     facts.call_id.clone_from(&ask.id);
     let own = Reservation {
-        not_after_ms: until_ms.saturating_add(MARGIN_MS),
+        not_after_ms: until_ms.saturating_add(MARGIN_MS).saturating_add(more_ms),
         ..fresh(step, Arc::new(facts), charges)
     };
     let state = LeaseState {
@@ -208,6 +245,7 @@ fn renew(
     mut own: Reservation,
     mut state: LeaseState,
     ask: &LeaseAsk,
+    more_ms: i64,
 ) -> Result<LeaseAnswer> {
     let before = Some((own.state, true));
     let told = u32::try_from(ask.done.len()).unwrap_or(u32::MAX);
@@ -226,7 +264,7 @@ fn renew(
         Some((key, planned))
             if charge::same_counters(&planned, &own.charges) && charge::covers(step, &planned, back) =>
         {
-            until(step, ask, &key, &planned)?.map(|until_ms| (planned, until_ms))
+            until(step, ask, (&key, &planned), more_ms)?.map(|until_ms| (planned, until_ms))
         }
         _ => None,
     };
@@ -256,7 +294,7 @@ fn renew(
     own.changed_at_ms = step.now_ms;
     if let Some((_, until_ms)) = present {
         state.until_ms = until_ms;
-        own.not_after_ms = until_ms.saturating_add(MARGIN_MS);
+        own.not_after_ms = until_ms.saturating_add(MARGIN_MS).saturating_add(more_ms);
     }
     let refused = present.is_none();
     let given_back = calls == 0;

@@ -169,15 +169,19 @@ fn body(
     }
 }
 
-/// Records calls of a lease that is over: their units were counted when it ended, so only their rows are missing.
+/// Records calls of a lease that is over: their units were counted when it ended, so only their rows are missing. Who
+/// gives a lease back tells everything with it; what still stands in a file then was told in another way.
 pub(super) fn tell_late(
     step: &mut Step<'_>,
+    before: Option<(State, bool)>,
     mut own: Reservation,
     mut state: LeaseState,
     ask: &LeaseAsk,
 ) -> Result<LeaseAnswer> {
-    let before = Some((own.state, false));
     let forfeited = own.ended_by.as_deref() == Some(FORFEITED);
+    if !forfeited {
+        return Ok(LeaseAnswer::Over { forfeited });
+    }
     for call in &ask.done {
         // What a step told that came through stands in the log already.
         if call.step <= state.number || state.late.contains(&call.index) {

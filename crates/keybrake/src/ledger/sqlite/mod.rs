@@ -349,7 +349,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn lease(&self, ask: LeaseAsk) -> Result<LeaseAnswer> {
-        self.lazy(move |store, _, clock_ms| rules::lease(store, clock_ms, &ask))
+        self.lazy(move |store, _, clock_ms| rules::lease(store, clock_ms, 0, &ask))
             .await
     }
 
