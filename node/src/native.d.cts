@@ -95,7 +95,8 @@ export declare class Permit {
 
 /** A running simulator on 127.0.0.1. */
 export declare class Simulator {
-  constructor(port: number);
+  constructor(vendor: string, port: number);
+  readonly secret: string;
   readonly url: string;
   stop(): void;
 }

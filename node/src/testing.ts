@@ -1,6 +1,6 @@
 /**
  * For tests of agents, under vitest, jest or any other runner: a simulator of Stripe with its own journal of the money
- * that moved, and a `Keybrake` that spends there.
+ * that moved (or of Twilio or Resend, with a list of what was sent), and a `Keybrake` that spends there.
  *
  *     const books = testKeybrake({ beforeEach, afterEach }); // those of vitest or jest: new books for each test
  *     test("...", async () => {
@@ -14,6 +14,7 @@ import { ConfigError, translated } from "./errors.js";
 import { Keybrake, type KeybrakeOptions, type OpenOptions } from "./keybrake.js";
 import native from "./native.cjs";
 import type { Run } from "./run.js";
+import type { Vendor } from "./types.js";
 
 /** Something that goes wrong with the next matching requests. */
 export interface Fault {
@@ -25,6 +26,19 @@ export interface Fault {
   chunkBytes?: number;
   when?: string;
   status?: number;
+  body?: unknown;
+  headers?: Readonly<Record<string, string>>;
+}
+
+/** A message or an e-mail that was really sent. */
+export interface Sent {
+  readonly kind: "message" | "call" | "verification" | "email" | "broadcast";
+  /** The vendor's object: `SM…`, `CA…`, an e-mail's id. */
+  readonly object: string;
+  readonly to: readonly string[];
+  readonly from: string | null;
+  readonly idempotency_key: string | null;
+  readonly [more: string]: unknown;
 }
 
 /** A request that arrived at the simulator. */
@@ -41,13 +55,18 @@ export class Simulator implements Disposable {
   readonly #native: native.Simulator | null;
   /** Where it listens, on 127.0.0.1. */
   readonly url: string;
-  /** The secret key to use with it; any that begins with `sk_test_` works. */
-  readonly secret = "sk_test_simulator";
+  /** The secret to use with it. */
+  readonly secret: string;
+  /** What every path of its API begins with. */
+  readonly #root: string;
 
-  /** @internal Use `simulator()`; with a URL, one that runs elsewhere. */
-  constructor(running: native.Simulator | string) {
-    this.#native = typeof running === "string" ? null : running;
-    this.url = typeof running === "string" ? running : running.url;
+  /** @internal Use `simulator()`; with a URL, one of Stripe that runs elsewhere. */
+  constructor(running: native.Simulator | string, vendor: Vendor = "stripe") {
+    const elsewhere = typeof running === "string";
+    this.#native = elsewhere ? null : running;
+    this.url = elsewhere ? running : running.url;
+    this.secret = elsewhere ? "sk_test_simulator" : running.secret;
+    this.#root = vendor === "stripe" ? "/v1/" : "/";
   }
 
   /** One control request. */
@@ -75,14 +94,19 @@ export class Simulator implements Disposable {
     return (await this.#sum(kind, currency)).count ?? 0;
   }
 
+  /** What was sent, oldest first (Twilio, Resend). */
+  async sent(): Promise<Sent[]> {
+    return (await this.control<{ sent: Sent[] }>("GET", "sent")).sent;
+  }
+
   /** The requests that arrived, oldest first. */
-  async requests(pathPrefix = "/v1/", method?: string): Promise<SimulatedRequest[]> {
+  async requests(pathPrefix = this.#root, method?: string): Promise<SimulatedRequest[]> {
     const query = { path_prefix: pathPrefix, ...(method === undefined ? {} : { method }) };
     return (await this.control<{ requests: SimulatedRequest[] }>("GET", "requests", undefined, query)).requests;
   }
 
   /** Waits until so many requests have arrived. */
-  async waitRequests(atLeast: number, pathPrefix = "/v1/"): Promise<void> {
+  async waitRequests(atLeast: number, pathPrefix = this.#root): Promise<void> {
     await this.control("GET", "requests", undefined, {
       path_prefix: pathPrefix,
       at_least: atLeast,
@@ -92,7 +116,7 @@ export class Simulator implements Disposable {
 
   /** Something goes wrong with the next matching requests, such as `drop_after` or `hold`. */
   async fault(kind: string, options: Fault = {}): Promise<void> {
-    const { method = "POST", pathPrefix = "/v1/", delayMs, chunkBytes, ...more } = options;
+    const { method = "POST", pathPrefix = this.#root, delayMs, chunkBytes, ...more } = options;
     const match = { method, path_prefix: pathPrefix };
     await this.control("POST", "faults", { kind, match, ...more, delay_ms: delayMs, chunk_bytes: chunkBytes });
   }
@@ -141,9 +165,13 @@ export class Simulator implements Disposable {
 /** What moved, by kind and currency. */
 type Totals = Record<string, Record<string, { net?: number; count?: number }>>;
 
-/** A simulator inside this process, on a free port of 127.0.0.1 unless told otherwise. */
-export function simulator(options: { port?: number } = {}): Simulator {
-  return new Simulator(translated(() => new native.Simulator(options.port ?? 0)));
+/** A simulator of Stripe, or of another vendor, inside this process, on a free port of 127.0.0.1 unless told otherwise. */
+export function simulator(options: { vendor?: Vendor; port?: number } = {}): Simulator {
+  const { vendor = "stripe", port = 0 } = options;
+  return new Simulator(
+    translated(() => new native.Simulator(vendor, port)),
+    vendor,
+  );
 }
 
 /** `beforeEach` and `afterEach` of a test runner. */

@@ -24,6 +24,9 @@ test.for([["docs/node.md"]])("%s", ([file]) => {
   const found = blocks(file as string);
   expect(found.length).toBeGreaterThan(0);
   using stripe = simulator();
+  using twilio = simulator({ vendor: "twilio" });
+  using resend = simulator({ vendor: "resend" });
+  const [account, token] = twilio.secret.split(":");
   for (const [index, block] of found.entries()) writeFileSync(join(folder, `example-${index + 1}.mts`), block);
   const all = found.map((_, index) => `await import("./example-${index + 1}.mts");`);
   writeFileSync(join(folder, "all.mts"), all.join("\n"));
@@ -34,6 +37,11 @@ test.for([["docs/node.md"]])("%s", ([file]) => {
     KEYBRAKE_JOURNAL_DIR: join(folder, "journal"),
     KEYBRAKE_BASE_URL_STRIPE: stripe.url,
     STRIPE_SECRET_KEY: stripe.secret,
+    KEYBRAKE_BASE_URL_TWILIO: twilio.url,
+    TWILIO_ACCOUNT_SID: account,
+    TWILIO_AUTH_TOKEN: token,
+    KEYBRAKE_BASE_URL_RESEND: resend.url,
+    RESEND_API_KEY: resend.secret,
   };
   const ran = spawnSync(process.execPath, [tsx, join(folder, "all.mts")], { env, encoding: "utf8" });
   expect(ran.stderr + (ran.error ?? "")).toBe("");

@@ -1,7 +1,7 @@
 /** A simulator and a `Keybrake` with a ledger of its own for each test, and what several tests ask. */
 
 import { afterEach, beforeEach } from "vitest";
-import { Keybrake, type Policy } from "../src/index.js";
+import { Keybrake, type Policy, type Vendor } from "../src/index.js";
 import { type Simulator, simulator } from "../src/testing.js";
 
 export interface World {
@@ -10,12 +10,12 @@ export interface World {
 }
 
 /** Call it once at the top of a file of tests. */
-export function world(): World {
+export function world(vendor: Vendor = "stripe"): World {
   const here = {} as World;
   beforeEach(() => {
-    here.sim = simulator();
+    here.sim = simulator({ vendor });
     const { secret, url } = here.sim;
-    here.kb = new Keybrake({ ledger: "memory:", secrets: { stripe: secret }, baseUrls: { stripe: url } });
+    here.kb = new Keybrake({ ledger: "memory:", secrets: { [vendor]: secret }, baseUrls: { [vendor]: url } });
   });
   afterEach(async () => {
     await here.kb.close();

@@ -143,9 +143,12 @@ class Stream:
 
 @final
 class Simulator:
-    """A running simulator of Stripe on 127.0.0.1, with a thread of its own."""
+    """A running simulator of a vendor on 127.0.0.1, with a thread of its own."""
 
-    def __new__(cls, port: int) -> Simulator: ...
+    def __new__(cls, vendor: str, port: int) -> Simulator: ...
+    @property
+    def secret(self) -> str:
+        """The secret to use with it."""
     @property
     def url(self) -> str:
         """Its base URL."""

@@ -1,4 +1,4 @@
-"""For tests of agents: a simulator of Stripe with its own journal of the money that moved.
+"""For tests of agents: a simulator of Stripe with its own journal of the money that moved (or of Twilio or Resend).
 
 with keybrake.testing.simulator() as sim:
     kb = keybrake.Keybrake("memory:", secrets={"stripe": sim.secret}, base_urls={"stripe": sim.url})
@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from keybrake import _keybrake
+from keybrake._types import Vendor
 
 __all__ = ["Simulator", "simulator"]
 
@@ -24,10 +25,12 @@ class Simulator:
     """A running simulator, driven over its control endpoints. Its journal is the truth about which money moved."""
 
     secret = "sk_test_simulator"  # noqa: S105 - no secret: a name that test mode accepts
-    """The secret key to use with it; any that begins with `sk_test_` works."""
+    """The secret to use with it; for Stripe's any that begins with `sk_test_` works."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, secret: str | None = None) -> None:
         self.url = url
+        if secret is not None:
+            self.secret = secret
 
     def control(self, method: str, what: str, body: Any = None, /, **query: Any) -> Any:
         """One control request."""
@@ -51,6 +54,11 @@ class Simulator:
         totals = found.get("totals", found)
         result: dict[str, Any] = totals.get(kind, {}).get(currency, {})
         return result
+
+    def sent(self, **query: Any) -> list[dict[str, Any]]:
+        """What was sent, oldest first (Twilio, Resend): `kind`, `object`, `to`, `from`, `idempotency_key`."""
+        rows: list[dict[str, Any]] = self.control("GET", "sent", **query)["sent"]
+        return rows
 
     def requests(self, path_prefix: str = "/v1/", method: str | None = None, **query: Any) -> list[dict[str, Any]]:
         """The requests that arrived, oldest first."""
@@ -91,10 +99,10 @@ class Simulator:
 
 
 @contextmanager
-def simulator(port: int = 0) -> Iterator[Simulator]:
+def simulator(port: int = 0, *, vendor: Vendor = "stripe") -> Iterator[Simulator]:
     """A simulator inside this process, on a free port of 127.0.0.1; stopped at the end of the block."""
-    running = _keybrake.Simulator(port)
+    running = _keybrake.Simulator(vendor, port)
     try:
-        yield Simulator(running.url)
+        yield Simulator(running.url, running.secret)
     finally:
         running.stop()

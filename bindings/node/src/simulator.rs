@@ -8,20 +8,25 @@ use napi_derive::napi;
 
 use crate::errors::guarded;
 
-/// A running simulator on 127.0.0.1. It has a thread of its own.
+/// A running simulator of a vendor on 127.0.0.1. It has a thread of its own.
 #[napi]
 pub struct Simulator {
     url: String,
+    vendor: testkit::SimulatedVendor,
     running: Mutex<Option<testkit::Simulator>>,
 }
 
 #[napi]
 impl Simulator {
-    /// Starts one; port 0 takes a free one.
+    /// Starts one of `stripe`, `twilio` or `resend`; port 0 takes a free one.
     #[napi(constructor)]
-    pub fn new(port: u16) -> napi::Result<Self> {
+    pub fn new(vendor: String, port: u16) -> napi::Result<Self> {
         guarded(|| {
+            let vendor = vendor
+                .parse::<testkit::SimulatedVendor>()
+                .map_err(Error::config)?;
             let options = testkit::SimulatorOptions {
+                vendor,
                 port,
                 ..testkit::SimulatorOptions::default()
             };
@@ -30,9 +35,16 @@ impl Simulator {
             })?;
             Ok(Self {
                 url: running.url(),
+                vendor,
                 running: Mutex::new(Some(running)),
             })
         })
+    }
+
+    /// The secret to use with it.
+    #[napi(getter)]
+    pub fn secret(&self) -> &'static str {
+        self.vendor.test_secret()
     }
 
     /// Where it listens.

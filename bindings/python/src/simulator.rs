@@ -9,20 +9,25 @@ use pyo3::{pyclass, pymethods};
 
 use crate::errors::{guarded, to_python};
 
-/// A running simulator of Stripe on 127.0.0.1. It has a thread of its own.
+/// A running simulator of a vendor on 127.0.0.1. It has a thread of its own.
 #[pyclass(frozen, module = "keybrake._keybrake")]
 pub(crate) struct Simulator {
     url: String,
+    vendor: testkit::SimulatedVendor,
     running: Mutex<Option<testkit::Simulator>>,
 }
 
 #[pymethods]
 impl Simulator {
-    /// Starts one; port 0 takes a free one.
+    /// Starts one of `stripe`, `twilio` or `resend`; port 0 takes a free one.
     #[new]
-    fn new(py: Python<'_>, port: u16) -> PyResult<Self> {
+    fn new(py: Python<'_>, vendor: &str, port: u16) -> PyResult<Self> {
         guarded(py, || {
+            let vendor = vendor
+                .parse::<testkit::SimulatedVendor>()
+                .map_err(|e| to_python(py, &Error::config(e)))?;
             let options = testkit::SimulatorOptions {
+                vendor,
                 port,
                 ..testkit::SimulatorOptions::default()
             };
@@ -34,9 +39,15 @@ impl Simulator {
             })?;
             Ok(Self {
                 url: running.url(),
+                vendor,
                 running: Mutex::new(Some(running)),
             })
         })
+    }
+
+    #[getter]
+    fn secret(&self) -> &'static str {
+        self.vendor.test_secret()
     }
 
     #[getter]

@@ -90,7 +90,10 @@ impl Brake {
     async fn identify(&self, job: &mut Job) -> Result<std::result::Result<(), Stage>> {
         self.restore_host(job);
         job.vendor = vendors::by_url(&job.call.url).ok();
-        let token = job.vendor.unwrap_or_else(vendors::fallback).token(&job.call);
+        let token = job
+            .vendor
+            .unwrap_or_else(|| vendors::fallback(&job.call.url))
+            .token(&job.call);
         let Some(token) = token else {
             let message = "no vault key on the call; give it where the vendor's API key goes";
             return Ok(Err(refuse(Refusal::new(Code::KeyMissing, message), true)));

@@ -422,7 +422,9 @@ impl Brake {
     fn refused(&self, job: &Job, mut denial: Denial) -> Decision {
         job.complete(&mut denial);
         let status = denial.code.http_status(job.cap_status());
-        let vendor = job.vendor.unwrap_or_else(crate::vendors::fallback);
+        let vendor = job
+            .vendor
+            .unwrap_or_else(|| crate::vendors::fallback(&job.call.url));
         let reply = vendor.refusal(&denial, status, self.clock.now_ms());
         let record = CallRecord::denied(job, &denial, status);
         Decision::Denied(Box::new(Refused {

@@ -68,7 +68,10 @@ impl Brake {
         let mut denial = crate::ledger::rules::aborted(stop, &permit.grant);
         permit.job.complete(&mut denial);
         denial.call_id.clone_from(&permit.grant.call_id);
-        let vendor = permit.job.vendor.unwrap_or_else(crate::vendors::fallback);
+        let vendor = permit
+            .job
+            .vendor
+            .unwrap_or_else(|| crate::vendors::fallback(&permit.job.call.url));
         let status = denial.code.http_status(permit.job.cap_status());
         let reply = vendor.refusal(&denial, status, self.clock().now_ms());
         (denial, reply)

@@ -48,9 +48,19 @@ pub fn by_url(url: &str) -> Result<&'static dyn Vendor, Refusal> {
 }
 
 /// The vendor whose credential header and error shape stand in when a call's host is no vendor's: such a call is
-/// refused, and its refusal has to look like something.
-pub(crate) fn fallback() -> &'static dyn Vendor {
-    &stripe::Stripe
+/// refused, and its refusal has to look like something that the SDK reads. So it is the vendor under whose domain the
+/// host is (a product of Twilio's that is not listed, a region), else Stripe.
+pub(crate) fn fallback(url: &str) -> &'static dyn Vendor {
+    let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let host = authority.split(['/', '?', '#', ':']).next().unwrap_or_default();
+    let alike = |vendor: &&dyn Vendor| {
+        let mut domains = vendor.hosts().iter().filter_map(|known| known.split_once('.'));
+        domains.any(|(_, domain)| {
+            host.strip_suffix(domain)
+                .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        })
+    };
+    vendors().iter().copied().find(alike).unwrap_or(&stripe::Stripe)
 }
 
 /// What an operation does, which decides how it is treated.
@@ -424,4 +434,28 @@ pub trait Vendor: Send + Sync + std::fmt::Debug {
 
     /// Decimals of a currency by this vendor's rules; `None` if the vendor does not take it.
     fn exponent(&self, currency: Currency) -> Option<u8>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fallback;
+
+    #[test]
+    fn a_host_that_is_no_vendors_is_refused_in_the_shape_of_its_domains() {
+        for (url, shape) in [
+            ("https://studio.twilio.com/v2/Flows", "twilio"),
+            (
+                "https://api.dublin.ie1.twilio.com/2010-04-01/Accounts.json",
+                "twilio",
+            ),
+            ("https://resend.com/emails", "resend"),
+            ("https://dashboard.stripe.com:443/x", "stripe"),
+            ("https://eviltwilio.com/", "stripe"),
+            ("https://twilio.com.evil.example/", "stripe"),
+            ("https://example.com", "stripe"),
+            ("", "stripe"),
+        ] {
+            assert_eq!(fallback(url).name(), shape, "{url}");
+        }
+    }
 }
