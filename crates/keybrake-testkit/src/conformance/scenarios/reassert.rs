@@ -330,21 +330,29 @@ pub async fn reassert_keeps_the_last_act(world: &World) {
         assert_eq!(world.denied(&call).await.code, Code::KeyRevoked, "{id}");
     }
 
-    let stop = |since_ms, ended_at_ms| Reassertion {
+    let one = |since_ms, ended_at_ms, hard| Reassertion {
         stops: vec![StopAssertion {
             stop: Stop {
                 scope: StopScope::Agent("a".to_owned()),
                 since_ms,
                 admin: note("said again"),
-                hard: false,
+                hard,
             },
             ended_at_ms,
         }],
         ..Reassertion::default()
     };
+    let stop = |since_ms, ended_at_ms| one(since_ms, ended_at_ms, false);
     let now_ms = world.now_ms();
     world.reassert(&stop(now_ms - 20, None)).await;
     assert_eq!(world.denied(&world.call(&key, 1)).await.code, Code::Stopped);
+    // It was made a hard one, and that is not taken back by whoever knows only of the first.
+    for (hard, changed) in [(true, 1), (false, 0), (true, 0)] {
+        let again = one(now_ms - 20, None, hard);
+        assert_eq!(world.reassert(&again).await.changed, changed);
+        let stops = world.ledger.stops().await.unwrap();
+        assert!(stops.iter().all(|stop| stop.hard), "{stops:?}");
+    }
     world.reassert(&stop(now_ms - 30, Some(now_ms - 10))).await;
     world.granted(&world.call(&key, 1)).await;
     assert_eq!(world.reassert(&stop(now_ms - 20, None)).await.changed, 0);

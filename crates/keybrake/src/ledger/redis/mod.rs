@@ -278,6 +278,13 @@ impl RedisLedger {
         lease::end(self, leases).await
     }
 
+    /// What a stop that stands meets.
+    async fn met(&self, scope: &StopScope, admin: &AdminNote, hard: bool) -> Result<StopAnswer> {
+        self.own().lapse(&*self.clock).await?;
+        self.look(|draft, now_ms| rules::stop(draft, now_ms, scope, admin, hard))
+            .await
+    }
+
     /// A page of the log after a number.
     async fn page(&self, after_seq: u64, limit: u32) -> Result<Vec<Event>> {
         let mut command = redis::cmd("XRANGE");
@@ -371,28 +378,31 @@ impl Ledger for RedisLedger {
     }
 
     async fn revoke(&self, key_id: &str, admin: AdminNote) -> Result<bool> {
-        let open = self
+        let stands = self
             .act(ADMIN, |draft, now_ms| {
                 rules::revoke(draft, now_ms, key_id, &admin)
             })
-            .await?;
-        self.end_leases(Before::Revoke(key_id)).await?;
+            .await;
+        // It works from now on, even where replicas are missing: what was leased before ends first.
+        let leases = self.end_leases(Before::Revoke(key_id)).await;
+        let open = stands?;
+        leases?;
         Ok(open)
     }
 
     async fn stop(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
         // First it stands; then there is time to count what it meets.
-        self.act(ADMIN, |draft, now_ms| {
-            rules::set_stop(draft, now_ms, &scope, &admin, false)
-        })
-        .await?;
+        let stands = self
+            .act(ADMIN, |draft, now_ms| {
+                rules::set_stop(draft, now_ms, &scope, &admin, false)
+            })
+            .await;
         // What it meets only informs: others go on with their calls meanwhile.
-        self.own().lapse(&*self.clock).await?;
-        let answer = self
-            .look(|draft, now_ms| rules::stop(draft, now_ms, &scope, &admin, false))
-            .await?;
-        self.end_leases(Before::Stop(&scope)).await?;
-        Ok(answer)
+        let met = self.met(&scope, &admin, false).await;
+        // It works from now on, even where replicas are missing: what was leased before ends first.
+        let leases = self.end_leases(Before::Stop(&scope)).await;
+        stands.and(leases)?;
+        met
     }
 
     async fn stop_hard(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
@@ -402,12 +412,7 @@ impl Ledger for RedisLedger {
             })
             .await;
         // Counted before they are told, since what they abort is in flight no more.
-        let met = async {
-            self.own().lapse(&*self.clock).await?;
-            self.look(|draft, now_ms| rules::stop(draft, now_ms, &scope, &admin, true))
-                .await
-        };
-        let met = met.await;
+        let met = self.met(&scope, &admin, true).await;
         let told = self.tell().await;
         let leases = self.end_leases(Before::Stop(&scope)).await;
         stands.and(leases)?;

@@ -148,7 +148,13 @@ pub(super) fn kept_for_ms(record: &Record, now_ms: i64) -> Option<i64> {
             ((done || lost_read) && !call.holds_something())
                 .then(|| CALL_KEPT_MS.max(remember_ms.saturating_add(5 * DAY_MS)))
         }
-        Record::Pointer(pointer) if pointer.call_ids.is_empty() => Some(DAY_MS),
+        // Lists have no end of their own; what has one is a note of an act (`rules::acts`), and must be there for as long as
+        // any process may say an earlier one again.
+        Record::Pointer(pointer) if pointer.call_ids.is_empty() => Some(if pointer.until_ms < i64::MAX {
+            CALL_KEPT_MS
+        } else {
+            DAY_MS
+        }),
         Record::Pointer(pointer) if pointer.until_ms < i64::MAX => Some(
             pointer
                 .until_ms

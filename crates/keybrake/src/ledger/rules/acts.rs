@@ -34,7 +34,7 @@ pub(super) fn last_stop(step: &mut Step<'_>, scope: &StopScope) -> Result<Option
 }
 
 fn note(step: &mut Step<'_>, id: &str, at_ms: i64) -> Result<()> {
-    // It points at no call. Redis keeps it for a day, longer than any process remembers its steps.
+    // It points at no call. Redis keeps it for 35 days: a process that does nothing in between forgets none of its steps.
     let pointer = Pointer {
         call_ids: Vec::new(),
         until_ms: at_ms,

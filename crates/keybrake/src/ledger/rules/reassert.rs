@@ -19,7 +19,7 @@ use crate::ledger::reassertion::{
     BudgetAssertion, CallAssertion, KeyAssertion, Reasserted, Reassertion, StopAssertion,
 };
 use crate::ledger::store::{Contributor, KeyState, Rolling, Store};
-use crate::ledger::types::{AdminNote, Charge, Reservation, State, Unit, Window};
+use crate::ledger::types::{AdminNote, Charge, Reservation, State, Stop, Unit, Window};
 use crate::money::Usd;
 
 /// The reason in the event of a lease that stands again.
@@ -177,11 +177,22 @@ fn stop(step: &mut Step<'_>, asserted: &StopAssertion) -> Result<bool> {
     }
     let there = step.store.stop(scope)?;
     match (&there, ended_at_ms) {
+        (Some(there), None) if stop.hard && !there.hard => {
+            let hard = Stop {
+                hard: true,
+                ..there.clone()
+            };
+            step.store.put_stop(&hard)?;
+            let detail = [("hard", json!(true))];
+            admin_event(step, ("stop", scope.name()), &stop.admin, &detail)?;
+        }
         (Some(_), None) => return Ok(false),
         (None, None) => {
             step.store.put_stop(stop)?;
             step.meta.stops = step.meta.stops.saturating_add(1);
-            admin_event(step, ("stop", scope.name()), &stop.admin, &[])?;
+            let detail = [("hard", json!(true))];
+            let detail = if stop.hard { &detail[..] } else { &[] };
+            admin_event(step, ("stop", scope.name()), &stop.admin, detail)?;
         }
         (Some(there), Some(ended_ms)) if there.since_ms >= *ended_ms => return Ok(false),
         (None, Some(_)) if last_ms == Some(done_ms) => return Ok(false),
