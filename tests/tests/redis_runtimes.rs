@@ -11,7 +11,7 @@ use keybrake::SystemClock;
 use keybrake::clock::Clock as _;
 use keybrake::ledger::redis::RedisLedger;
 use keybrake::ledger::{KeyRecord, Ledger};
-use keybrake_testkit::redis::Persistence;
+use keybrake_testkit::redis::{Persistence, Relay};
 use keybrake_tests::books::{self, DOLLAR};
 use keybrake_tests::fleet::{Fleet, books_agree, used_and_held};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -199,4 +199,36 @@ fn a_runtime_that_stands_still_while_it_connects_keeps_nobody_waiting() {
         .block_on(async { tokio::time::timeout(std::time::Duration::from_secs(15), ledger.info()).await });
     answer.expect("the other waits for it").unwrap();
     stands_still.block_on(begun).unwrap();
+}
+
+/// It reports what it saw before the server's restart, and nobody drives it any more while others of its process wait for
+/// their turn.
+#[test]
+fn a_runtime_that_stands_still_while_it_reports_keeps_nobody_waiting() {
+    let mut fleet = Fleet::start(Persistence::Always);
+    let relay = Relay::start(fleet.server.port()).unwrap();
+    let url = format!("{}?ns=fleet&timeout_ms=5000", relay.url());
+    let ledger = keybrake_tests::fleet::open(&url).unwrap();
+    let (stands_still, other) = (runtime(), runtime());
+    let key = other.block_on(keybrake_tests::fleet::key(&ledger, 10 * DOLLAR));
+    let dies = fleet.open();
+    assert_eq!(other.block_on(spend(&dies, &key, "dies", 1)), 1);
+    drop(dies);
+    fleet.server.restart().unwrap();
+    // The ledger stays closed: the one that died is waited for.
+    relay.hold_reply("keybrake_report");
+    let mut begun = Box::pin(books::reserve(&ledger, books::call(&key, "begun", DOLLAR)));
+    let relay = stands_still.block_on(async {
+        let caught = tokio::task::spawn_blocking(move || {
+            assert!(relay.wait_caught(1));
+            relay
+        });
+        tokio::select! {
+            answer = &mut begun => panic!("its report is held: {answer:?}"),
+            relay = caught => relay.unwrap(),
+        }
+    });
+    relay.pass().unwrap();
+    assert_eq!(other.block_on(spend(&ledger, &key, "other", 1)), 1);
+    stands_still.block_on(begun).unwrap().unwrap();
 }

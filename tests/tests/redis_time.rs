@@ -227,6 +227,30 @@ async fn a_clock_that_was_set_back_can_be_accepted() {
     assert!(refused.unwrap_err().to_string().contains("jumped"));
 }
 
+/// A process has died, and it is waited for three seconds. The server's clock goes back by four minutes meanwhile.
+#[tokio::test]
+async fn a_clock_that_is_set_back_while_the_dead_are_waited_for_keeps_nobody_waiting_longer() {
+    let server = Alone::at(NOW_MS);
+    let [ledger, dies] = [server.open(100).await, server.open(100).await].map(Arc::new);
+    let first = key(&ledger, "vk_1").await;
+    let grant = |of: &Arc<RedisLedger>, id| {
+        let of = Arc::clone(of);
+        let call = books::call(&first, id, DOLLAR);
+        async move { books::reserve(&*of, call).await }
+    };
+    grant(&dies, "one").await.unwrap().unwrap();
+    grant(&ledger, "two").await.unwrap().unwrap();
+    drop(dies);
+    server.restart();
+    for set_back_ms in [0, 240_000] {
+        server.set_ahead_ms(-set_back_ms);
+        let refused = grant(&ledger, "three").await.unwrap_err();
+        assert!(refused.to_string().contains("waits for 1 processes"), "{refused}");
+    }
+    server.advance_ms(3_001);
+    grant(&ledger, "three").await.unwrap().unwrap();
+}
+
 /// A read of which nobody heard: it holds nothing, and nobody can resolve it.
 #[tokio::test]
 async fn a_lost_read_goes_after_a_while() {

@@ -76,6 +76,13 @@ impl Alone {
         .expect("opens")
     }
 
+    /// The server starts again, with all of its data.
+    pub fn restart(&self) {
+        let mut node = self.0.node.lock().unwrap();
+        node.start();
+        node.load_again();
+    }
+
     /// Moves everybody's time forward.
     pub fn advance_ms(&self, ms: i64) {
         self.0.clock.advance_ms(ms);

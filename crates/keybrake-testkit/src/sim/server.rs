@@ -95,13 +95,8 @@ impl Node {
         self.data.lock().unwrap().store = store;
     }
 
-    /// 40 hexadecimal digits, another one for every start.
-    fn run_id(&self) -> String {
-        let digits = self.run.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        format!("{digits:016x}{:024x}", self.run)
-    }
-
     pub(super) fn command(&mut self, words: &[String], mutant: Option<Mutant>) -> Reply {
+        self.data.lock().unwrap().run = self.run;
         let words_of: Vec<&str> = words.iter().take(3).map(String::as_str).collect();
         match words_of.as_slice() {
             ["FCALL", name, count] => {
@@ -113,12 +108,7 @@ impl Node {
                 }
             }
             ["FUNCTION", "LOAD", text] => self.load(text, mutant),
-            ["INFO", "server"] => Reply::Text(format!(
-                "# Server\r\nredis_version:7.2.0\r\nrun_id:{}\r\n",
-                self.run_id()
-            )),
-            ["INFO", "memory"] => Reply::Text("# Memory\r\nmaxmemory_policy:noeviction\r\n".to_owned()),
-            ["INFO", "replication"] => Reply::Text("# Replication\r\nrole:master\r\n".to_owned()),
+            ["INFO", section] => self.data.lock().unwrap().info(section),
             _ => {
                 let mut data = self.data.lock().unwrap();
                 let now_us = data.now_us;

@@ -320,6 +320,17 @@ fn replication_check(server: &Server, demanded: u32, answered: Option<Result<Dur
     if matches!(replicas, "" | "0") {
         return check("replicas", CheckGrade::Good, "none", "");
     }
+    // The server says how many are good enough only when it is to count them.
+    if server.field("min_slaves_good_slaves").is_empty() {
+        return check(
+            "replicas",
+            CheckGrade::Look,
+            format!("{replicas}, written asynchronously, and this server takes writes without them"),
+            "a primary that is cut off with some of the processes goes on beside the one that is promoted, and both spend \
+             the same room: set min-replicas-to-write 1 and min-replicas-max-lag 10 on every server, or replicas=N in the \
+             ledger's URL",
+        );
+    }
     check(
         "replicas",
         CheckGrade::Good,
@@ -481,6 +492,13 @@ mod tests {
         let of = |info| replication_check(&server(info, &[]), 0, None);
         assert_eq!(of("role:slave\r\n").grade, CheckGrade::Bad);
         let primary = of("role:master\r\nconnected_slaves:2\r\n");
+        assert_eq!(primary.grade, CheckGrade::Look);
+        assert!(
+            primary.advice.contains("min-replicas-to-write"),
+            "{}",
+            primary.advice
+        );
+        let primary = of("role:master\r\nconnected_slaves:2\r\nmin_slaves_good_slaves:2\r\n");
         assert_eq!(primary.grade, CheckGrade::Good);
         assert!(primary.found.contains("asynchronously"), "{}", primary.found);
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use hashlink::LruCache;
 use redis::Cmd;
 
-use super::past::Past;
+use super::past::{Era, Past};
 use super::records::{self, Record};
 use crate::error::{Error, Result};
 use crate::ledger::rules::JUMP_MS;
@@ -219,6 +219,14 @@ impl Copies {
                 self.past.stands(*known, standing);
                 *known = Some(now);
             }
+        }
+    }
+
+    /// Takes over the eras that an open ledger lists, if it is as far as this process: then it lacks nothing of them.
+    pub(super) fn learn_eras(&mut self, standing: &Standing, eras: &[Era]) {
+        let known = self.known.map(|known| (known.by_hand, known.run));
+        if standing.open && known == Some((standing.by_hand, standing.run)) {
+            self.past.learn_eras(eras);
         }
     }
 

@@ -27,6 +27,26 @@ local function places(keys)
 end
 local PLACES = 12
 
+-- What this server's data goes on from as long as it stays the same: the process, and the history of its data, which is
+-- named anew with every promotion. Only then is everything here that was written before. Nothing where a server does not
+-- say which process it is.
+local function identity()
+  local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+  local history = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+  return run and run .. (history or '') or ''
+end
+
+local function short(run)
+  return string.sub(run, 1, 12) .. string.sub(run, 41, 52)
+end
+
+-- Who has reported since this server's data is what it is, and since the ledger was opened last: `report` begins it.
+local function phase_of(p, run)
+  local phase = reports[p.meta]
+  local is = phase and phase.run == run and phase.openings == redis.call('HGET', p.meta, 'openings')
+  return is and phase or nil
+end
+
 local function server_ms()
   local t = redis.call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)
@@ -37,9 +57,8 @@ end
 local function era_of(text, run, from)
   local epoch, began, start, of = string.match(text or '', '^(%x+):(%d+):(%d+):(%x*)$')
   if epoch then return epoch, tonumber(began), tonumber(start), of end
-  run = string.sub(run or '', 1, 12)
   from = tonumber(from) or 0
-  return run, from, from, run
+  return string.sub(run or '', 1, 12), from, from, short(run or '')
 end
 
 -- Ledger time: never back. A test's ledger stands still at `fixed`.
@@ -152,6 +171,17 @@ local function eras_before(p)
   return eras
 end
 
+local function begins(text, with)
+  return string.sub(text, 1, #with) == with
+end
+
+-- Lost events of an era that are here again under other numbers stand in fields of this name and a number: ranges in
+-- blocks of so many events, because thousands may be said again one by one.
+local BLOCK = 1000
+local function have(epoch)
+  return 'have:' .. epoch .. ':'
+end
+
 -- Begins an era with the events that are here, in this run of the server. Its own are numbered after `start`.
 local function begin_era(p, l, run, epoch, start)
   local eras = eras_before(p)
@@ -162,10 +192,13 @@ local function begin_era(p, l, run, epoch, start)
     if i > #eras - ERAS then
       texts[#texts + 1] = era.epoch .. ':' .. whole(era.from) .. ':' .. whole(era.start)
     else
-      redis.call('HDEL', p.recovery, 'have:' .. era.epoch)
+      local fields = redis.call('HGETALL', p.recovery)
+      for n = 1, #fields, 2 do
+        if begins(fields[n], have(era.epoch)) then redis.call('HDEL', p.recovery, fields[n]) end
+      end
     end
   end
-  l.epoch, l.from, l.start, l.of = epoch, l.seq, start, string.sub(run, 1, 12)
+  l.epoch, l.from, l.start, l.of = epoch, l.seq, start, short(run)
   l.seq = start
   local era = epoch .. ':' .. whole(l.from) .. ':' .. whole(start) .. ':' .. l.of
   redis.call('HSET', p.meta, 'eras', table.concat(texts, ','), 'era', era, 'seq', whole(start))
@@ -223,17 +256,58 @@ local function gaps(first, last, ranges)
   return out
 end
 
--- Lost events of an era that are here again under other numbers.
-local function covered(p, epoch)
-  return ranges_of(redis.call('HGET', p.recovery, 'have:' .. epoch))
+-- Ranges of the fields that were read last, which are read again with every report.
+local read = {}
+
+local function ranges_in(p, field, text)
+  local name = p.recovery .. field
+  local known = read[name]
+  if known and known.text == text then return known.ranges end
+  local ranges = ranges_of(text)
+  read[name] = { text = text, ranges = ranges }
+  return ranges
 end
 
-local function cover(p, epoch, first, last)
-  local texts = {}
-  for _, range in ipairs(with_range(covered(p, epoch), first, last)) do
-    texts[#texts + 1] = whole(range[1]) .. '-' .. whole(range[2])
+-- Lost events of an era that are here again under other numbers.
+local function covered(p, epoch)
+  local fields, blocks, out = redis.call('HGETALL', p.recovery), {}, {}
+  for i = 1, #fields, 2 do
+    if begins(fields[i], have(epoch)) then
+      local number = tonumber(string.sub(fields[i], #have(epoch) + 1))
+      blocks[#blocks + 1] = { number = number, ranges = ranges_in(p, fields[i], fields[i + 1]) }
+    end
   end
-  redis.call('HSET', p.recovery, 'have:' .. epoch, table.concat(texts, ','))
+  table.sort(blocks, function(a, b) return a.number < b.number end)
+  for _, block in ipairs(blocks) do
+    for _, range in ipairs(block.ranges) do out[#out + 1] = range end
+  end
+  return out
+end
+
+-- Counts ranges of lost events as said again: era, first and last of each.
+local function cover(p, said)
+  local blocks, order = {}, {}
+  for _, range in ipairs(said) do
+    local first = range[2]
+    while first <= range[3] do
+      local number = math.floor(first / BLOCK)
+      local last = math.min(range[3], number * BLOCK + BLOCK - 1)
+      local field = have(range[1]) .. whole(number)
+      if not blocks[field] then
+        order[#order + 1] = field
+        blocks[field] = ranges_in(p, field, redis.call('HGET', p.recovery, field) or '')
+      end
+      blocks[field] = with_range(blocks[field], first, last)
+      first = last + 1
+    end
+  end
+  for _, field in ipairs(order) do
+    local texts = {}
+    for i, range in ipairs(blocks[field]) do texts[i] = whole(range[1]) .. '-' .. whole(range[2]) end
+    local text = table.concat(texts, ',')
+    redis.call('HSET', p.recovery, field, text)
+    read[p.recovery .. field] = { text = text, ranges = blocks[field] }
+  end
 end
 
 -- Whether events are missing here that a client has seen, and that nobody has said again. Whoever opened the ledger by
@@ -306,7 +380,7 @@ local function step(keys, argv, again)
   local gv, sv, looks_at_deadlines, id = argv[5], argv[6], argv[7], argv[8]
   local known = { hand = tonumber(argv[9]), epoch = argv[10], seq = tonumber(argv[11]) }
   local client = argv[12]
-  if id ~= l.id or not (l.open or again and reports[p.meta]) then return { 'closed', standing(l) } end
+  if id ~= l.id or not (l.open or again and phase_of(p, identity())) then return { 'closed', standing(l) } end
   -- The client has seen events that are not here: this is older data. Nobody writes on it until that is resolved.
   if not again and behind(p, l, known) then
     close(p, l, known.seq)
@@ -452,20 +526,22 @@ local function step(keys, argv, again)
   if #meta > 0 then redis.call('HSET', p.meta, unpack(meta)) end
   if client ~= '' then at_work(p, now, client) end
   if again then
-    if reports[p.meta] then reports[p.meta].moved = server_ms() end
+    local phase, needs, ranges = phase_of(p, identity()), needed(p), {}
+    if phase then phase.moved = server_ms() end
     for i = 1, tonumber(argv[said]) do
       local base = said + 3 * i
       local epoch, first, last = argv[base - 2], tonumber(argv[base - 1]), tonumber(argv[base])
       if epoch == '' then
         -- Whoever does not know the era means every one that lacks the number.
-        for _, need in ipairs(needed(p)) do
+        for _, need in ipairs(needs) do
           local from, upto = math.max(first, need.range[1]), math.min(last, need.range[2])
-          if from <= upto then cover(p, need.epoch, from, upto) end
+          if from <= upto then ranges[#ranges + 1] = { need.epoch, from, upto } end
         end
       else
-        cover(p, epoch, first, last)
+        ranges[#ranges + 1] = { epoch, first, last }
       end
     end
+    cover(p, ranges)
   end
   l.seq = l.seq + log_count
   return { 'done', standing(l), values }

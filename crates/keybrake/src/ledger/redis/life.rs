@@ -57,7 +57,7 @@ impl About {
     }
 
     /// The eras of the log, oldest first.
-    fn eras(&self) -> Vec<Era> {
+    pub(super) fn eras(&self) -> Vec<Era> {
         let before = self.field("eras").unwrap_or_default().split(',');
         let mut eras: Vec<Era> = before.filter_map(Era::parse).collect();
         eras.push(Era {
@@ -99,14 +99,13 @@ impl About {
 
 /// Looks at a server before it is used, and opens the ledger if it has not been closed since it was opened last.
 pub(super) async fn greet(connection: &dyn Connection, place: &Place) -> Result<About> {
-    let server = server(connection, place).await?;
+    check_version(connection, place).await?;
     check_eviction(connection, place).await?;
     check_role(connection, place).await?;
     let about = About::read(with_library(connection, place, &function("about", &place.ns, &[])).await?)?;
-    if about.exists() && !about.open && about.field("run") == Some(server.run_id.as_str()) {
-        // The server has not started since: only this version of the functions is new to it.
+    if about.exists() && !about.open {
         let id = about.field("id").unwrap_or_default();
-        let command = opening(place, id, &server.run_id, Why::Same, &Gap::default());
+        let command = opening(place, id, Why::Same, &Gap::default());
         return About::read(ask(connection, place, &command).await?);
     }
     Ok(about)
@@ -115,7 +114,8 @@ pub(super) async fn greet(connection: &dyn Connection, place: &Place) -> Result<
 /// Why a ledger is opened.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Why {
-    /// The server has not restarted; only this version of the functions is new to it.
+    /// The server has neither restarted nor been promoted since it was opened last; only this version of the functions is
+    /// new to it. The server looks whether that is so.
     Same,
     /// A person takes what is there.
     Person,
@@ -129,9 +129,9 @@ pub(super) struct Gap {
 }
 
 /// The command that opens a ledger on a server as it runs now.
-pub(super) fn opening(place: &Place, id: &str, run_id: &str, why: Why, gap: &Gap) -> Cmd {
+pub(super) fn opening(place: &Place, id: &str, why: Why, gap: &Gap) -> Cmd {
     let mut command = function("open", &place.ns, &[]);
-    command.arg(id).arg(run_id).arg(match why {
+    command.arg(id).arg(match why {
         Why::Same => "same",
         Why::Person => "person",
     });
@@ -215,7 +215,6 @@ fn identify(about: &About, place: &Place, master: Option<&[u8]>) -> Result<Found
 }
 
 async fn create(connection: &dyn Connection, place: &Place, master: Option<&[u8]>) -> Result<About> {
-    let run_id = server(connection, place).await?.run_id;
     let id = hex(&place.server.new_id()?);
     let secret = match master {
         Some(master) => derive(master, &id)?,
@@ -225,7 +224,6 @@ async fn create(connection: &dyn Connection, place: &Place, master: Option<&[u8]
     for (name, value) in own_record(&id, &secret, master.is_none())? {
         command.arg(name).arg(value);
     }
-    command.arg("run").arg(run_id);
     About::read(ask(connection, place, &command).await?)
 }
 
@@ -243,10 +241,6 @@ pub(super) fn own_record(
     Ok([("id", id.to_owned()), ("v", FORMAT.to_string()), (name, value)])
 }
 
-struct Server {
-    run_id: String,
-}
-
 /// A field of what `INFO` answers.
 pub(super) fn field<'a>(info: &'a str, name: &str) -> &'a str {
     info.lines()
@@ -254,8 +248,7 @@ pub(super) fn field<'a>(info: &'a str, name: &str) -> &'a str {
         .unwrap_or_default()
 }
 
-/// Version and run id of the server.
-async fn server(connection: &dyn Connection, place: &Place) -> Result<Server> {
+async fn check_version(connection: &dyn Connection, place: &Place) -> Result<()> {
     let info = text(ask(connection, place, redis::cmd("INFO").arg("server")).await?)?;
     let version = field(&info, "redis_version");
     let major: u32 = version
@@ -269,9 +262,7 @@ async fn server(connection: &dyn Connection, place: &Place) -> Result<Server> {
             place.shown
         )));
     }
-    Ok(Server {
-        run_id: field(&info, "run_id").to_owned(),
-    })
+    Ok(())
 }
 
 /// A server that may evict keys forgets what was spent.

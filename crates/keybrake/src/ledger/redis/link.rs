@@ -123,21 +123,6 @@ impl Link {
         })
     }
 
-    /// Sends a command, and on the same connection the one that is made of its answer.
-    pub(super) async fn call_two(
-        &self,
-        first: &Cmd,
-        second: impl Fn(Value) -> Result<Cmd> + Send,
-    ) -> Result<Value, Failure> {
-        let live = self.live().await.map_err(Failure::Refused)?;
-        let failed = |error: RedisError| self.failed(&live, &error);
-        let answer = live.connection.send(first).await;
-        let answer = answer.and_then(Value::extract_error).map_err(failed)?;
-        let command = second(answer).map_err(Failure::Refused)?;
-        let answer = live.connection.send(&command).await;
-        answer.and_then(Value::extract_error).map_err(failed)
-    }
-
     fn failed(&self, live: &Live, error: &RedisError) -> Failure {
         if let Some(error) = own(error) {
             return Failure::Refused(error);

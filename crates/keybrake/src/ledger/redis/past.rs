@@ -101,7 +101,10 @@ pub(super) struct Past {
     client: Option<u64>,
     /// When it last told that it is at work.
     told_ms: Option<i64>,
-    eras: VecDeque<Era>,
+    /// Each with the number of its last event that this process has seen.
+    eras: VecDeque<(Era, u64)>,
+    /// Whether there may have been eras between these, in which this process did nothing.
+    skipped: bool,
     /// With the boot clock's time of each.
     steps: VecDeque<(i64, Done)>,
     bytes: usize,
@@ -111,16 +114,27 @@ pub(super) struct Past {
 }
 
 impl Past {
-    /// Nothing done yet, in a log whose eras were these.
+    /// Nothing done yet, in a log that had all of these eras and no other.
     pub(super) fn in_eras(eras: &[Era]) -> Self {
-        Self {
-            eras: eras
-                .iter()
-                .copied()
-                .skip(eras.len().saturating_sub(ERAS))
-                .collect(),
-            ..Self::default()
-        }
+        let mut past = Self::default();
+        past.learn_eras(eras);
+        past
+    }
+
+    /// Takes over the eras of a log that lacks nothing that this process has seen: all of them, so of each there was as
+    /// much as the next began with.
+    pub(super) fn learn_eras(&mut self, eras: &[Era]) {
+        let next = eras.iter().skip(1).map(|era| era.from);
+        // What was seen of the present one stands in what is known.
+        let upto = next.chain(eras.last().map(|era| era.start));
+        let seen = eras.iter().copied().zip(upto);
+        self.eras = seen.skip(eras.len().saturating_sub(ERAS)).collect();
+        self.skipped = false;
+    }
+
+    /// Whether the ledger is to be asked which eras there were.
+    pub(super) const fn skipped_eras(&self) -> bool {
+        self.skipped
     }
 
     /// This process's name, made at first.
@@ -143,35 +157,50 @@ impl Past {
     pub(super) fn stands(&mut self, known: Option<Known>, standing: &Standing) {
         if let Some(known) = known
             && standing.by_hand > known.by_hand
-            && !self.steps.is_empty()
         {
             let claims = self.claims(known);
-            self.owed = Some(Owed {
-                by_hand: known.by_hand,
-                claims,
-            });
+            if !self.steps.is_empty() {
+                self.owed = Some(Owed {
+                    by_hand: known.by_hand,
+                    claims,
+                });
+            }
+            // What was missing then is accepted: it is claimed no more.
+            self.eras.clear();
         }
-        if self.eras.back().is_none_or(|era| era.epoch != standing.run) {
-            self.eras.push_back(Era {
-                epoch: standing.run,
-                from: standing.from,
-                start: standing.start,
-            });
+        if self.eras.back().is_some_and(|(era, _)| era.epoch == standing.run) {
+            return;
         }
+        if let (Some((era, upto)), Some(known)) = (self.eras.back_mut(), known)
+            && era.epoch == known.run
+        {
+            *upto = known.last_seq;
+        }
+        let present = Era {
+            epoch: standing.run,
+            from: standing.from,
+            start: standing.start,
+        };
+        self.eras.push_back((present, present.start));
+        self.skipped = true;
         while self.eras.len() > ERAS {
             self.eras.pop_front();
         }
     }
 
-    /// What this process has seen, era by era: of an earlier one, what was there when the next began.
+    /// What this process has seen, era by era: of an earlier one, no more than what was there when the next began.
     pub(super) fn claims(&self, known: Known) -> Vec<Claim> {
-        let next = self.eras.iter().skip(1).map(|era| era.from);
-        let upto = next.chain(std::iter::once(known.last_seq));
-        let eras = self.eras.iter().zip(upto);
-        let claims = eras.map(|(era, upto)| Claim {
+        let next = self.eras.iter().skip(1).map(|(era, _)| era.from);
+        let next = next.chain(std::iter::once(u64::MAX));
+        let eras = self.eras.iter().zip(next);
+        let claims = eras.map(|((era, seen), next)| Claim {
             epoch: era.epoch,
             start: era.start,
-            upto,
+            upto: if era.epoch == known.run {
+                known.last_seq
+            } else {
+                next.min(*seen)
+            },
         });
         claims.filter(|claim| claim.upto > claim.start).collect()
     }
@@ -205,20 +234,34 @@ impl Past {
     /// This process's own steps among these events, in order and with their numbers, from a number on.
     pub(super) fn own<'a>(
         &'a self,
-        missing: &'a [Range],
+        missing: &'a Missing,
         from: usize,
     ) -> impl Iterator<Item = (usize, &'a Done)> {
-        let is_missing = |done: &Done| {
-            let own = done.events;
-            missing
-                .iter()
-                .any(|range| range.epoch == own.epoch && range.first <= own.last && own.first <= range.last)
-        };
-        let steps = self.steps.iter().map(|(_, done)| done);
-        let numbered = steps
-            .enumerate()
-            .map(|(index, done)| (index.saturating_add(self.forgotten), done));
-        numbered.filter(move |(number, done)| *number >= from && is_missing(done))
+        let known = from.saturating_sub(self.forgotten);
+        let steps = self.steps.iter().enumerate().skip(known);
+        let numbered = steps.map(|(index, (_, done))| (index.saturating_add(self.forgotten), done));
+        numbered.filter(|(_, done)| missing.meets(done.events))
+    }
+}
+
+/// Events that a ledger lacks. There may be thousands of ranges, and thousands of steps that are looked for in them.
+#[derive(Debug)]
+pub(super) struct Missing(Vec<Range>);
+
+impl Missing {
+    /// These, of which no two meet.
+    pub(super) fn of(mut ranges: Vec<Range>) -> Self {
+        ranges.sort_unstable_by_key(|range| (range.epoch, range.first));
+        Self(ranges)
+    }
+
+    fn meets(&self, own: Range) -> bool {
+        // The last that begins before this ends.
+        let after = self
+            .0
+            .partition_point(|range| (range.epoch, range.first) <= (own.epoch, own.last));
+        let before = after.checked_sub(1).and_then(|index| self.0.get(index));
+        before.is_some_and(|range| range.epoch == own.epoch && own.first <= range.last)
     }
 }
 
@@ -240,11 +283,11 @@ mod tests {
     }
 
     fn all(past: &Past) -> Vec<u64> {
-        let everything = [Range {
+        let everything = Missing::of(vec![Range {
             epoch: 1,
             first: 0,
             last: u64::MAX,
-        }];
+        }]);
         past.own(&everything, 0)
             .map(|(_, done)| done.events.first)
             .collect()
@@ -269,6 +312,17 @@ mod tests {
     }
 
     #[test]
+    fn own_steps_are_found_among_many_gaps() {
+        let range = |epoch, first, last| Range { epoch, first, last };
+        let missing = Missing::of(vec![range(2, 1, 9), range(1, 20, 29), range(1, 5, 5)]);
+        let meets = |epoch, first, last| missing.meets(range(epoch, first, last));
+        assert!(meets(1, 5, 5) && meets(1, 4, 6) && meets(1, 29, 40) && meets(1, 18, 20) && meets(2, 9, 9));
+        assert!(
+            !meets(1, 4, 4) && !meets(1, 6, 19) && !meets(1, 30, 30) && !meets(2, 10, 11) && !meets(3, 5, 5)
+        );
+    }
+
+    #[test]
     fn a_claim_ends_where_the_next_era_began() {
         let era = |epoch, from, start| Era { epoch, from, start };
         let past = Past::in_eras(&[era(1, 0, 0), era(2, 90, 10_100), era(3, 10_120, 10_120)]);
@@ -290,5 +344,37 @@ mod tests {
             Era::parse("00000000000a:90:10100:0123"),
             Some(era(10, 90, 10_100))
         );
+    }
+
+    /// Of what another process did in an era that this one slept through, nothing is claimed for an earlier one.
+    #[test]
+    fn nothing_is_claimed_of_an_era_but_what_was_seen_of_it() {
+        let era = |epoch, from, start| Era { epoch, from, start };
+        let known = |run, last_seq| Known {
+            by_hand: 0,
+            run,
+            last_seq,
+        };
+        let claim = |epoch, start, upto| Claim { epoch, start, upto };
+        let mut past = Past::in_eras(&[era(1, 0, 0)]);
+        assert!(!past.skipped_eras());
+        // Era 2 had events 12 to 61.
+        let standing = Standing {
+            run: 3,
+            from: 61,
+            start: 61,
+            ..Standing::default()
+        };
+        past.stands(Some(known(1, 11)), &standing);
+        assert_eq!(past.claims(known(3, 70)), [claim(1, 0, 11), claim(3, 61, 70)]);
+        assert!(past.skipped_eras());
+        past.learn_eras(&[era(1, 0, 0), era(2, 11, 11), era(3, 61, 61)]);
+        let all = [claim(1, 0, 11), claim(2, 11, 61), claim(3, 61, 70)];
+        assert_eq!(past.claims(known(3, 70)), all);
+        assert!(!past.skipped_eras());
+        // One that did nothing in the only era it knew has seen nothing of it.
+        let mut forked = Past::in_eras(&[era(1, 0, 0)]);
+        forked.stands(None, &standing);
+        assert_eq!(forked.claims(known(3, 70)), [claim(3, 61, 70)]);
     }
 }

@@ -15,8 +15,9 @@ end
 local function create(keys, argv)
   local p = places(keys)
   if redis.call('EXISTS', p.meta) == 0 then
-    redis.call('HSET', p.meta, unpack(argv))
-    opened[p.meta] = redis.call('HGET', p.meta, 'run')
+    local run = identity()
+    redis.call('HSET', p.meta, 'run', run, unpack(argv))
+    opened[p.meta] = run
   end
   return about(keys)
 end
@@ -41,8 +42,10 @@ local function opens(p, run)
   for _, need in ipairs(needed(p)) do redis.call('HDEL', p.recovery, 'need:' .. need.epoch) end
   redis.call('HDEL', p.meta, 'lost', 'anew')
   redis.call('HSET', p.meta, 'run', run)
+  redis.call('HINCRBY', p.meta, 'openings', '1')
   opened[p.meta] = run
   reports[p.meta] = nil
+  read = {}
 end
 
 -- Makes a ledger again whose data is gone, so that it can be told again: closed, and everything up to a number missing.
@@ -71,28 +74,28 @@ local function anew(keys, argv)
   return about(keys)
 end
 
--- Opens a ledger. ARGV: the ledger's id; the server's run id; why: 'same' for a server that has not restarted, 'person'
--- when a person takes what is there; the name of an era to begin if one has to; and the event that says so.
+-- Opens a ledger. ARGV: the ledger's id; why: 'same' if it is still what it was when it was opened last, and only this
+-- version of the functions is new to it, 'person' when a person takes what is there; the name of an era to begin if one
+-- has to; and the event that says so.
 local function open(keys, argv)
   local p = places(keys)
   local l = ledger(p)
-  local id, run, why, epoch, event = unpack(argv)
-  if id ~= l.id then return about(keys) end
-  local noted = 0
+  local id, why, epoch, event = unpack(argv)
+  local run = identity()
+  if id ~= l.id or l.open then return about(keys) end
   if why == 'person' then
     redis.call('HINCRBY', p.meta, 'hand', '1')
     if l.lost > l.seq then
-      noted = leave_gap(p, l, run, epoch, l.lost, event)
-    elseif l.of ~= string.sub(run, 1, 12) then
+      leave_gap(p, l, run, epoch, l.lost, event)
+    else
+      -- What was written before may not all be here: its numbers are not used again in the same era.
       begin_era(p, l, run, epoch, l.seq)
     end
-  elseif l.lost > 0 then
+  elseif l.lost > 0 or run == '' or redis.call('HGET', p.meta, 'run') ~= run then
     return about(keys)
   end
   opens(p, run)
-  local answer = about(keys)
-  answer[5], answer[6] = {}, whole(noted)
-  return answer
+  return about(keys)
 end
 
 -- Whether the last event is in the log, or archives have what was removed from it. Otherwise the ledger's own record has
@@ -107,7 +110,7 @@ end
 local PATIENCE = 3000
 local PAUSE = 1000
 
--- What a client has seen, while the ledger is closed or the client was away. ARGV: the ledger's id; the server's run id;
+-- What a client has seen, while the ledger is closed or the client was away. ARGV: the ledger's id;
 -- the name of an era to begin if one has to; the event that says that numbers were left out; the client; how often the
 -- ledger had been opened by hand; the largest number that is known to have been used; then how many eras, and of each:
 -- which, the number after which its own events begin, and the last that was seen. A client without eras has no memory:
@@ -121,7 +124,8 @@ local function report(keys, argv)
   local p = places(keys)
   local l = ledger(p)
   local r = reader(argv)
-  local id, run, epoch, event, client, hand = r.text(), r.text(), r.text(), r.text(), r.text(), r.number()
+  local id, epoch, event, client, hand = r.text(), r.text(), r.text(), r.text(), r.number()
+  local run = identity()
   local most, claims, missing = r.number(), r.number(), {}
   if id ~= l.id then return about(keys) end
   local lacks = 0
@@ -156,12 +160,13 @@ local function report(keys, argv)
     if claims > 0 and hand > l.hand then redis.call('HSET', p.meta, 'hand', whole(hand)) end
     if most > l.seq then
       noted = leave_gap(p, l, run, epoch, most, event)
-    elseif l.of ~= string.sub(run, 1, 12) then
+    elseif l.of ~= short(run) then
       begin_era(p, l, run, epoch, l.seq)
     end
-    local phase = reports[p.meta]
+    local phase = phase_of(p, run)
     if not l.open and not phase then
-      phase = { since = server_ms(), moved = 0, waits = {}, witness = nil, reported = {} }
+      phase = { since = server_ms(), moved = 0, waits = {}, witness = nil, reported = {}, run = run,
+                openings = redis.call('HGET', p.meta, 'openings') }
       local gone = redis.call('ZRANGEBYSCORE', p.clients, '-inf', whole(l.seen - AT_WORK), 'LIMIT', '0', '100000')
       for _, other in ipairs(gone) do redis.call('ZREM', p.clients, other) end
       for _, other in ipairs(redis.call('ZRANGE', p.clients, '0', '-1')) do phase.waits[other] = true end
@@ -173,12 +178,15 @@ local function report(keys, argv)
       phase.reported[client], phase.waits[client] = true, nil
     end
   end
-  local phase = reports[p.meta]
+  local phase = phase_of(p, run)
   local waits, left = 0, 0
   if phase and not l.open then
     for _ in pairs(phase.waits) do waits = waits + 1 end
     local lost = #uncovered(p) > 0
     local now = server_ms()
+    -- A clock that was set back makes nobody wait longer.
+    phase.since, phase.moved = math.min(phase.since, now), math.min(phase.moved, now)
+    phase.witness = phase.witness and math.min(phase.witness, now)
     if waits > 0 then left = math.max(0, phase.since + PATIENCE - now) end
     if lost then left = math.max(left, phase.moved + PAUSE - now) end
     -- Who was at work is not known where the data was gone: everybody is waited for.
@@ -229,7 +237,8 @@ register('reassert', reassert, {})
 register('report', report, {})
 register('create', create, {})
 register('anew', anew, {})
-register('open', open, {})
+-- A server that has no memory left is opened all the same, so that it can be looked at.
+register('open', open, { 'allow-oom' })
 -- It is what gives memory back, so it runs on a server that has none left.
 register('keep', keep, { 'allow-oom' })
 register('look', look, { 'no-writes' })

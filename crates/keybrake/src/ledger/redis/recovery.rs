@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use redis::Value;
 use tokio::sync::MutexGuard;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -11,7 +10,7 @@ use super::again;
 use super::copies::Known;
 use super::life::{self, About, Why};
 use super::link::Failure;
-use super::past::{Claim, Done, Owed, Range};
+use super::past::{Claim, Done, Missing, Owed, Range};
 use super::step::{DRAFTS, Kind, Next, Own, PATIENT, call, recovering};
 use super::wire::{self, Again, Answer, Parts};
 use super::{Guess, log};
@@ -49,11 +48,22 @@ struct Said {
 }
 
 impl Own {
+    fn patience(&self) -> Instant {
+        let now = Instant::now();
+        now.checked_add(self.place.timeout).unwrap_or(now)
+    }
+
+    /// Waits until no other task of this process reports. Not for ever: it may stand still, or the turn may have been given
+    /// to a task whose runtime does. It only saves work, so it is then done beside that.
+    async fn turn(&self, until: Instant) -> Option<MutexGuard<'_, ()>> {
+        timeout_at(until, self.opening.lock()).await.ok()
+    }
+
     /// The ledger is closed. What this process saw is reported, and what it did and the server lacks is said again. Waits
     /// for others, at most for the URL's timeout.
     pub(super) async fn witness(&self, clock: &dyn Clock) -> Result<()> {
         let until = self.patience();
-        let _opening = self.turn().await?;
+        let _turn = self.turn(until).await;
         // How much was missing when own steps were last looked for.
         let mut looked = None;
         loop {
@@ -63,33 +73,27 @@ impl Own {
                 return Ok(());
             }
             let missing = state.missing.iter().map(Range::count).sum::<u64>();
+            let (left_ms, why) = (state.left_ms, state.why(known.is_some()));
             if missing > 0
                 && looked.replace(missing) != Some(missing)
-                && self.say_again(clock, &state.missing).await?
+                && self.say_again(clock, state.missing).await?
             {
                 continue;
             }
-            if state.left_ms == 0 || Instant::now() >= until {
-                return Err(recovering(&self.place, &state.why(known.is_some())));
+            if left_ms == 0 || Instant::now() >= until {
+                return Err(recovering(&self.place, &why));
             }
-            sleep(PAUSE.min(Duration::from_millis(state.left_ms))).await;
+            sleep(PAUSE.min(Duration::from_millis(left_ms))).await;
         }
     }
 
-    /// For how long an answer is waited for.
-    fn patience(&self) -> Instant {
-        let now = Instant::now();
-        now.checked_add(self.place.timeout).unwrap_or(now)
-    }
-
-    /// This process's runtimes report one after the other. None waits for another for longer than for the server.
-    async fn turn(&self) -> Result<MutexGuard<'_, ()>> {
-        let turn = timeout_at(self.patience(), self.opening.lock()).await;
-        turn.map_err(|_| recovering(&self.place, "its clients are reporting what they have seen"))
-    }
-
-    /// A person opened the ledger while this process was away: what it did before, and the ledger lacks, is said again.
+    /// The ledger was opened while this process was away. It learns which eras there were in the meantime; and what it did
+    /// before, and the ledger lacks because a person opened it, is said again.
     pub(super) async fn rejoin(&self, clock: &dyn Clock) -> Result<()> {
+        if self.state().copies.past.skipped_eras() {
+            let about = self.about().await?;
+            self.state().copies.learn_eras(&about.standing, &about.eras());
+        }
         let Some(Owed { by_hand, claims }) = self.state().copies.past.owed.clone() else {
             return Ok(());
         };
@@ -99,7 +103,7 @@ impl Own {
             ..Said::default()
         };
         let state = self.report(clock, said).await?;
-        self.say_again(clock, &state.missing).await?;
+        self.say_again(clock, state.missing).await?;
         self.state().copies.past.owed = None;
         Ok(())
     }
@@ -107,7 +111,7 @@ impl Own {
     /// Tells a closed ledger what an archive has and it lacks.
     pub(super) async fn claim(&self, clock: &dyn Clock, claim: Claim) -> Result<bool> {
         let by_hand = self.about().await?.standing.by_hand;
-        let _opening = self.turn().await?;
+        let _turn = self.turn(self.patience()).await;
         let said = Said {
             by_hand,
             claims: vec![claim],
@@ -119,7 +123,7 @@ impl Own {
 
     /// Says again what is known from elsewhere, whether or not the ledger is open.
     pub(super) async fn restore(&self, clock: &dyn Clock, said: &Reassertion) -> Result<Reasserted> {
-        let _opening = self.turn().await?;
+        let _turn = self.turn(self.patience()).await;
         let known = self.state().copies.known().filter(|known| known.last_seq > 0);
         let report = Said {
             most: said.covers.iter().map(|(_, last)| *last).max().unwrap_or(0),
@@ -148,21 +152,10 @@ impl Own {
         }
         // What this process knows itself comes first. It may be all that was missing.
         let recovered = self.witness(clock).await.is_ok();
-        let _opening = self.turn().await?;
+        let _turn = self.turn(self.patience()).await;
         if !recovered && !self.about().await?.open {
-            let command = |info: Value| -> Result<redis::Cmd> {
-                let info = wire::text(info)?;
-                let run_id = life::field(&info, "run_id");
-                Ok(life::opening(
-                    &self.place,
-                    &self.id,
-                    run_id,
-                    Why::Person,
-                    &self.gap()?,
-                ))
-            };
-            let mut parts = Parts::of(self.on_one(command).await?)?;
-            About::of(&mut parts)?;
+            let command = life::opening(&self.place, &self.id, Why::Person, &self.gap()?);
+            About::read(call(&self.link, &command).await?)?;
         }
         // What was seen before may not be there any more.
         self.state().forget();
@@ -195,29 +188,24 @@ impl Own {
             let server = &self.place.server;
             self.state().copies.past.client(|| server.random())
         };
-        let command = |info: Value| -> Result<redis::Cmd> {
-            let info = wire::text(info)?;
-            let gap = self.gap()?;
-            let mut command = wire::function("report", &self.place.ns, &[]);
+        let gap = self.gap()?;
+        let mut command = wire::function("report", &self.place.ns, &[]);
+        command
+            .arg(&self.id)
+            .arg(gap.epoch)
+            .arg(gap.event)
+            .arg(format!("{client:016x}"))
+            .arg(said.by_hand)
+            .arg(said.most)
+            .arg(said.claims.len());
+        for claim in &said.claims {
             command
-                .arg(&self.id)
-                .arg(life::field(&info, "run_id"))
-                .arg(gap.epoch)
-                .arg(gap.event)
-                .arg(format!("{client:016x}"))
-                .arg(said.by_hand)
-                .arg(said.most)
-                .arg(said.claims.len());
-            for claim in &said.claims {
-                command
-                    .arg(format!("{:012x}", claim.epoch))
-                    .arg(claim.start)
-                    .arg(claim.upto);
-            }
-            command.arg(i32::from(said.restores));
-            Ok(command)
-        };
-        let mut parts = Parts::of(self.on_one(command).await?)?;
+                .arg(format!("{:012x}", claim.epoch))
+                .arg(claim.start)
+                .arg(claim.upto);
+        }
+        command.arg(i32::from(said.restores));
+        let mut parts = Parts::of(call(&self.link, &command).await?)?;
         let about = About::of(&mut parts)?;
         self.is_ours(&about)?;
         let missing = wire::ranges(parts.next()?)?;
@@ -233,6 +221,7 @@ impl Own {
             // The server has compared everything that this process has seen.
             copies.know(&about.standing, true);
         }
+        copies.learn_eras(&about.standing, &about.eras());
         if noted > 0 {
             let events = Range {
                 epoch: about.standing.run,
@@ -257,13 +246,14 @@ impl Own {
     }
 
     /// Says again those of this process's own steps that are missing; answers whether there were any.
-    async fn say_again(&self, clock: &dyn Clock, missing: &[Range]) -> Result<bool> {
+    async fn say_again(&self, clock: &dyn Clock, missing: Vec<Range>) -> Result<bool> {
+        let missing = Missing::of(missing);
         let mut said_any = false;
         let mut from = 0;
         loop {
             let (said, covers) = {
                 let state = self.state();
-                let own: Vec<_> = state.copies.past.own(missing, from).take(AT_ONCE).collect();
+                let own: Vec<_> = state.copies.past.own(&missing, from).take(AT_ONCE).collect();
                 let Some((last, _)) = own.last() else {
                     return Ok(said_any);
                 };
@@ -324,20 +314,6 @@ impl Own {
         Err(Error::ledger(
             "the ledger's records changed too often for what was lost to be said again",
         ))
-    }
-
-    /// `INFO server`, and the command that is made of its answer, on one connection: it is about that server.
-    async fn on_one(&self, command: impl Fn(Value) -> Result<redis::Cmd> + Send + Sync) -> Result<Value> {
-        let mut info = redis::cmd("INFO");
-        info.arg("server");
-        match self.link.call_two(&info, &command).await {
-            Err(Failure::Lost(_)) => self
-                .link
-                .call_two(&info, &command)
-                .await
-                .map_err(Failure::into_error),
-            answer => answer.map_err(Failure::into_error),
-        }
     }
 
     /// What the ledger says of itself, if it is still the one that this process opened.

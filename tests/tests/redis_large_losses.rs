@@ -1,0 +1,71 @@
+//! A server that came back without thousands of events: telling it of them again takes it no longer than it takes others
+//! to wait.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use keybrake::ErrorKind;
+use keybrake::ledger::Ledger;
+use keybrake::ledger::Reassertion;
+use keybrake_testkit::redis::{Persistence, Reply};
+use keybrake_tests::books::{DOLLAR, call, reserve};
+use keybrake_tests::fleet::{Fleet, used_and_held};
+
+/// Events that are lost.
+const LOST: u64 = 20_000;
+
+/// Those of two processes that took turns, so none is beside another of the same process.
+fn of_one(first: u64) -> Reassertion {
+    let numbers = (first..=LOST).step_by(2);
+    Reassertion {
+        covers: numbers.map(|number| (number, number)).collect(),
+        ..Reassertion::default()
+    }
+}
+
+#[tokio::test]
+async fn twenty_thousand_lost_events_are_said_again_while_the_server_serves_others() {
+    let mut fleet = Fleet::start(Persistence::Always);
+    let (ledger, key) = fleet.with_key(10 * DOLLAR).await;
+    reserve(&ledger, call(&key, "one", DOLLAR))
+        .await
+        .unwrap()
+        .unwrap();
+    let before = fleet.server.copy_data().unwrap();
+    // As if so many had been written since.
+    let seq = LOST.to_string();
+    fleet
+        .server
+        .command(&["HSET", "kb:{fleet}:meta", "seq", &seq])
+        .unwrap();
+    reserve(&ledger, call(&key, "two", DOLLAR))
+        .await
+        .unwrap()
+        .unwrap();
+    fleet.server.replace_data(&before).unwrap();
+    fleet.server.restart().unwrap();
+    fleet
+        .server
+        .command(&["CONFIG", "SET", "slowlog-log-slower-than", "1000000"])
+        .unwrap();
+    let refused = ledger.reserve(call(&key, "three", DOLLAR)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::LedgerRecovering, "{refused}");
+    let first = ledger.missing_events().await.unwrap();
+    let last_here = first.first().unwrap().0;
+    assert_eq!(first, [(last_here, LOST)], "its own is there again");
+    ledger.reassert(of_one(2)).await.unwrap();
+    let missing = ledger.missing_events().await.unwrap();
+    assert!(
+        missing
+            .iter()
+            .all(|(first, last)| first == last && first % 2 == 1),
+        "{missing:?}"
+    );
+    ledger.reassert(of_one(1)).await.unwrap();
+    reserve(&ledger, call(&key, "three", DOLLAR))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(used_and_held(&ledger).await, (0, 3 * DOLLAR));
+    // Nobody was kept waiting for a second.
+    let slow = fleet.server.command(&["SLOWLOG", "LEN"]).unwrap();
+    assert_eq!(slow, Reply::Integer(0));
+}
