@@ -9,7 +9,7 @@ use keybrake::ErrorKind;
 use keybrake::ledger::redis::RedisLedger;
 use keybrake::ledger::{EventKind, KeyRecord, Ledger};
 use keybrake_testkit::redis::{Persistence, RedisOptions, RedisServer, Reply};
-use keybrake_tests::books::{self, DOLLAR, admin, call, reserve};
+use keybrake_tests::books::{DOLLAR, admin, call, reserve};
 use keybrake_tests::fleet::{self, books_agree, events_of, used_and_held};
 
 fn two_servers() -> [RedisServer; 2] {
@@ -178,5 +178,5 @@ async fn reports_of_before_a_failover_count_for_nothing_after_the_failback() {
     // "forgotten" is what the person took for gone.
     assert_eq!(used_and_held(&one).await, (0, 9 * DOLLAR));
     books_agree(&one).await;
-    assert!(!one.open_by_hand(books::admin()).await.unwrap(), "it is open");
+    assert!(!one.open_by_hand(admin()).await.unwrap(), "it is open");
 }

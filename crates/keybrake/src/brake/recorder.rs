@@ -73,8 +73,9 @@ impl Recorder {
     /// Writes an outcome that the ledger did not take to the journal; answers whether it is safe there.
     pub(super) async fn keep(&self, settlement: Settlement, error: &Error) -> bool {
         let call_id = settlement.call_id.clone();
-        // What a ledger refuses for good, it would refuse again.
-        let refused = matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Internal);
+        // What a ledger refuses for good, it would refuse again. A call that it does not know may have been lost with its
+        // server: what became of it is not thrown away.
+        let refused = error.kind() == ErrorKind::Internal;
         let Some(journal) = self.journal.as_ref().filter(|_| !refused) else {
             tracing::error!(%call_id, %error, "an outcome could not be recorded; its hold stands");
             return false;

@@ -394,7 +394,7 @@ impl Journal {
             if !aside.is_empty() {
                 let path = taken.set_aside(&aside)?;
                 for (why, _) in &aside {
-                    tracing::warn!(%why, path = %path.display(), "a waiting outcome was set aside; its hold stands");
+                    tracing::warn!(%why, path = %path.display(), "a waiting outcome was set aside; what it would have ended stands");
                 }
             }
             taken.remove()

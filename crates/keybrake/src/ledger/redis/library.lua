@@ -226,19 +226,18 @@ local function ranges_of(text)
   return ranges
 end
 
-local function with_range(ranges, first, last)
-  local out, added = {}, false
+-- Ranges in any order, as ranges in order of which none meets another.
+local function merged(ranges)
+  table.sort(ranges, function(a, b) return a[1] < b[1] end)
+  local out = {}
   for _, range in ipairs(ranges) do
-    if range[2] + 1 < first then
-      out[#out + 1] = range
-    elseif last + 1 < range[1] then
-      if not added then out[#out + 1] = { first, last }; added = true end
-      out[#out + 1] = range
+    local last = out[#out]
+    if last and range[1] <= last[2] + 1 then
+      out[#out] = { last[1], math.max(last[2], range[2]) }
     else
-      first, last = math.min(first, range[1]), math.max(last, range[2])
+      out[#out + 1] = range
     end
   end
-  if not added then out[#out + 1] = { first, last } end
   return out
 end
 
@@ -295,18 +294,18 @@ local function cover(p, said)
       local field = have(range[1]) .. whole(number)
       if not blocks[field] then
         order[#order + 1] = field
-        blocks[field] = ranges_in(p, field, redis.call('HGET', p.recovery, field) or '')
+        blocks[field] = { unpack(ranges_in(p, field, redis.call('HGET', p.recovery, field) or '')) }
       end
-      blocks[field] = with_range(blocks[field], first, last)
+      table.insert(blocks[field], { first, last })
       first = last + 1
     end
   end
   for _, field in ipairs(order) do
-    local texts = {}
-    for i, range in ipairs(blocks[field]) do texts[i] = whole(range[1]) .. '-' .. whole(range[2]) end
+    local ranges, texts = merged(blocks[field]), {}
+    for i, range in ipairs(ranges) do texts[i] = whole(range[1]) .. '-' .. whole(range[2]) end
     local text = table.concat(texts, ',')
     redis.call('HSET', p.recovery, field, text)
-    read[p.recovery .. field] = { text = text, ranges = blocks[field] }
+    read[p.recovery .. field] = { text = text, ranges = ranges }
   end
 end
 

@@ -9,7 +9,7 @@
 //! | `backlog` | up to where archives have the log, and its trimming |
 //! | `records`, `log` | how records and events are written |
 //! | `copies`, `draft`, `store` | what this process remembers, and one step of the rules on it |
-//! | `past`, `again`, `recovery`, `recovery.lua` | what this process did lately, and how a server that lost it is told again |
+//! | `past`, `recall`, `again`, `recovery`, `recovery.lua` | what this process did lately, and how a server that lost it is told again |
 //! | `anew` | a ledger that is told again from an archive, when its data is gone too |
 //! | `reading` | what a step lacks, read from the server |
 //! | `wire`, `step` | the step as a command, and what becomes of it |
@@ -33,6 +33,7 @@ mod link;
 mod log;
 mod past;
 mod reading;
+mod recall;
 mod records;
 mod recovery;
 mod replicas;

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::copies::{Known, Standing};
+use super::recall::Unanswered;
 use crate::ledger::types::Stop;
 
 /// For how long a process remembers its own steps, in milliseconds: an hour.
@@ -15,6 +16,8 @@ const STEPS: usize = 20_000;
 const BYTES: usize = 16 * 1_024 * 1_024;
 /// What a remembered text takes beside its own length.
 const OVERHEAD: usize = 64;
+/// Steps whose answers were lost that are looked for.
+const UNANSWERED: usize = 256;
 /// Eras of the log that are remembered.
 const ERAS: usize = 16;
 /// How often a process tells that it is at work, in milliseconds.
@@ -110,6 +113,8 @@ pub(super) struct Past {
     bytes: usize,
     /// Steps that were forgotten, so that each has a number for good.
     forgotten: usize,
+    /// Steps that may have been written: their answers were lost.
+    unanswered: Vec<Unanswered>,
     pub(super) owed: Option<Owed>,
 }
 
@@ -220,10 +225,28 @@ impl Past {
         }
     }
 
+    /// The answer of a step was lost.
+    pub(super) fn may_have_done(&mut self, step: Unanswered) {
+        if !step.log.is_empty() && self.unanswered.len() < UNANSWERED {
+            self.unanswered.push(step);
+        }
+    }
+
+    /// The steps whose answers were lost, if there are any.
+    pub(super) fn take_unanswered(&mut self) -> Option<Vec<Unanswered>> {
+        (!self.unanswered.is_empty()).then(|| std::mem::take(&mut self.unanswered))
+    }
+
+    /// They were not found yet.
+    pub(super) fn put_back(&mut self, steps: Vec<Unanswered>) {
+        self.unanswered.extend(steps);
+    }
+
     /// A call was not answered with a permit after all: nothing of it is to be said again. Its events stay this process's.
     pub(super) fn withdraw(&mut self, call_id: &str) {
         let name = format!("r:{call_id}");
         let of_call = |done: &Done| done.records.iter().any(|(record, _)| *record == name);
+        self.unanswered.retain(|step| !of_call(&step.done));
         if let Some((_, done)) = self.steps.iter_mut().rev().find(|(_, done)| of_call(done)) {
             let before = done.bytes();
             done.records.clear();

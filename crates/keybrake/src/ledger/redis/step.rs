@@ -167,6 +167,7 @@ impl Own {
         }
         self.look_at_clock(clock).await?;
         self.rejoin(clock).await?;
+        self.recall(clock).await;
         let mark = kind.once.then(|| self.new_mark());
         let mut lost = None;
         let (mut drafts, mut fetches) = (0_u32, 0_u32);
@@ -195,11 +196,15 @@ impl Own {
             match self.commit(clock, *sent).await {
                 Ok((Answer::Done(counters), by)) => {
                     notes.stand();
+                    if lost.is_some() {
+                        self.recall(clock).await;
+                    }
                     return answer.map(|answer| (answer, After { counters, by }));
                 }
                 Ok((Answer::Moved(due), by)) => {
                     if lost.is_some() && self.left(mark.as_deref()) {
                         notes.stand();
+                        self.recall(clock).await;
                         let counters = Counters::new();
                         return lost
                             .unwrap_or(answer)
@@ -377,7 +382,11 @@ impl Own {
                 Ok((answer, by))
             }
             Err(failure) => {
-                self.state().copies.forget(sent.names());
+                let mut state = self.state();
+                state.copies.forget(sent.names());
+                if let Failure::Lost(_) = failure {
+                    state.copies.past.may_have_done(sent.unanswered());
+                }
                 Err(failure)
             }
         }

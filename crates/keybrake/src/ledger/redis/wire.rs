@@ -7,6 +7,7 @@ use redis::{Cmd, Value};
 use super::copies::{Copies, Copy, Known, Standing};
 use super::draft::{Draft, LARGEST};
 use super::past::{Done, Range};
+use super::recall::Unanswered;
 use super::url::Namespace;
 use super::{again, records};
 use crate::error::{Error, ErrorKind, Result};
@@ -26,8 +27,10 @@ pub(super) struct Sent {
     holders: Vec<String>,
     /// What the records are after it.
     written: Vec<(String, Copy)>,
-    /// Events that it writes.
-    events: u64,
+    /// What this process knew of the log.
+    known: Known,
+    /// Texts of the events that it writes.
+    log: Vec<String>,
     stops: Vec<(String, Option<Stop>)>,
     /// Whether it tells that this process is at work.
     tells: bool,
@@ -139,8 +142,11 @@ pub(super) fn commit(
         .arg(draft.more_groups)
         .arg(draft.more_open)
         .arg(draft.log.len());
+    let mut log = Vec::with_capacity(draft.log.len());
     for (event, shown) in &draft.log {
-        command.arg(super::log::print(event, *shown)?);
+        let text = super::log::print(event, *shown)?;
+        command.arg(&text);
+        log.push(text);
     }
     if let Some(again) = telling.again {
         command.arg(again.len());
@@ -159,7 +165,8 @@ pub(super) fn commit(
         counters: draft.tallies.iter().map(|tally| tally.name.clone()).collect(),
         holders: draft.holders.iter().map(|holder| holder.key_id.clone()).collect(),
         written,
-        events: u64::try_from(draft.log.len()).unwrap_or(u64::MAX),
+        known,
+        log,
         stops: draft.stops.clone(),
         tells: telling.client.is_some(),
         again: telling.again.is_some(),
@@ -258,10 +265,11 @@ impl Sent {
     /// The step as this process remembers it.
     fn done(&self, standing: &Standing) -> Done {
         let remembered = self.written.iter().filter(|(name, _)| again::is_remembered(name));
+        let events = u64::try_from(self.log.len()).unwrap_or(u64::MAX);
         Done {
             events: Range {
                 epoch: standing.run,
-                first: standing.last_seq.saturating_sub(self.events).saturating_add(1),
+                first: standing.last_seq.saturating_sub(events).saturating_add(1),
                 last: standing.last_seq,
             },
             at_ms: standing.now_ms,
@@ -269,6 +277,18 @@ impl Sent {
                 .map(|(name, copy)| (name.clone(), Arc::clone(&copy.text)))
                 .collect(),
             stops: self.stops.clone(),
+        }
+    }
+
+    /// The step as it is looked for when its answer was lost.
+    pub(super) fn unanswered(self) -> Unanswered {
+        let done = self.done(&Standing::default());
+        Unanswered {
+            era: self.known.run,
+            after: self.known.last_seq,
+            log: self.log,
+            done,
+            tries: 0,
         }
     }
 
@@ -299,7 +319,7 @@ impl Sent {
                 if self.tells {
                     copies.past.told(boot_ms);
                 }
-                if self.events > 0 {
+                if !self.log.is_empty() {
                     copies.past.remember(boot_ms, self.done(&standing));
                 }
                 let mut counters = Vec::with_capacity(self.counters.len());

@@ -1,0 +1,69 @@
+//! A process whose answer was lost does not know what it did, but that it is done. It remembers it nevertheless: a server
+//! that comes back without it is told again.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use keybrake::ledger::{EventKind, Ledger, StopScope};
+use keybrake_testkit::redis::{Persistence, Relay};
+use keybrake_tests::books::{DOLLAR, admin, call, charged, lifetime, reserve};
+use keybrake_tests::fleet::{self, Fleet, books_agree, events_of, used_and_held};
+
+#[tokio::test]
+async fn what_was_done_although_its_answer_was_lost_is_said_again() {
+    let mut fleet = Fleet::start(Persistence::Always);
+    let relay = Relay::start(fleet.server.port()).unwrap();
+    let ledger = fleet::open(&format!("{}?ns=fleet&timeout_ms=20000", relay.url())).unwrap();
+    let key = fleet::key(&ledger, 20 * DOLLAR).await;
+    reserve(&ledger, call(&key, "before", DOLLAR))
+        .await
+        .unwrap()
+        .unwrap();
+    let yesterday = fleet.server.copy_data().unwrap();
+    let scope = StopScope::Run("run_9".to_owned());
+    let mut lost = 0;
+    let mut lose_next = || {
+        relay.lose_reply("keybrake_commit");
+        lost += 1;
+        lost
+    };
+
+    lose_next();
+    reserve(&ledger, call(&key, "open", DOLLAR))
+        .await
+        .unwrap()
+        .unwrap();
+    lose_next();
+    reserve(&ledger, call(&key, "ended", DOLLAR))
+        .await
+        .unwrap()
+        .unwrap();
+    lose_next();
+    ledger.settle(charged("ended", DOLLAR)).await.unwrap();
+    lose_next();
+    ledger
+        .put_budget(lifetime("vk_1", 4 * DOLLAR), admin())
+        .await
+        .unwrap();
+    let last = lose_next();
+    ledger.stop(scope.clone(), admin()).await.unwrap();
+    assert!(relay.wait_caught(last), "some answer was not lost");
+    assert_eq!(used_and_held(&ledger).await, (DOLLAR, 2 * DOLLAR));
+
+    fleet.server.replace_data(&yesterday).unwrap();
+    fleet.server.restart().unwrap();
+    reserve(&ledger, call(&key, "after", DOLLAR))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(ledger.missing_events().await.unwrap(), []);
+    assert_eq!(used_and_held(&ledger).await, (DOLLAR, 3 * DOLLAR));
+    assert_eq!(
+        events_of(&ledger, EventKind::Reasserted).await.len(),
+        4,
+        "two calls, a cap, a stop"
+    );
+    let stops = ledger.stops().await.unwrap();
+    assert!(stops.iter().any(|stop| stop.scope == scope), "{stops:?}");
+    let refused = reserve(&ledger, call(&key, "too much", DOLLAR)).await.unwrap();
+    assert_eq!(refused.unwrap_err(), "CapHeld", "the lowered cap");
+    books_agree(&ledger).await;
+}
