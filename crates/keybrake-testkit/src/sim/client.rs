@@ -21,7 +21,7 @@ use super::broken::Broken;
 use super::intents::{Intent, Step};
 use super::process::Process;
 use super::rng::Rng;
-use super::server::{Endpoint, TIMEOUT};
+use super::server::Endpoint;
 use super::vendor::Cable;
 use super::world::{REQUEST_MS, SEND_WITHIN_MS, World};
 use super::{MASTER, mutants::Mutant};
@@ -82,7 +82,8 @@ impl Client {
             process: Arc::clone(process),
             reliable: operator.is_none(),
         };
-        let ledger = RedisLedger::over(Arc::new(endpoint), TIMEOUT, process.clone(), Some(MASTER)).await?;
+        let ledger =
+            RedisLedger::over(Arc::new(endpoint), world.timeout, process.clone(), Some(MASTER)).await?;
         let ledger: Arc<dyn Ledger> = match world.mutant {
             Some(mutant) => Arc::new(Broken {
                 inner: Arc::new(ledger),

@@ -2,6 +2,7 @@
 //! and its keys.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use keybrake::ledger::{AdminNote, BudgetDef, BudgetRef, IssueKey, KeyRecord, Scope, Unit, WindowKind};
 use keybrake::token::Token;
@@ -28,8 +29,9 @@ const CENT: i64 = 10_000;
 pub(super) struct Plan {
     pub(super) rng: Arc<Rng>,
     weather: Weather,
+    timeout_ms: u64,
     habits: Habits,
-    loopback: bool,
+    pub(super) loopback: bool,
     pub(super) processes: u64,
     pub(super) tasks: u64,
     pub(super) tries: u64,
@@ -59,6 +61,7 @@ impl Plan {
             .map(|number| Content::draw(&rng, number, waits, declines))
             .collect();
         let named = if rng.chance(700) { 1_000 } else { 500 };
+        let timeout_ms = *rng.pick(&[150, 400, 1_000]);
         let intents: Vec<Intent> = (0..count)
             .map(|number| {
                 let content = rng.pick(&contents).clone();
@@ -77,7 +80,8 @@ impl Plan {
                 twice: now_and_then(150),
                 late: now_and_then(300),
                 late_ms: *rng.pick(&[200, 500, 600, 2_000, 20_000]),
-                usual_ms: rng.between(1, 60),
+                // Opening the ledger takes nine answers within the timeout.
+                usual_ms: rng.between(1, timeout_ms / 12),
                 freezes: now_and_then(40),
             },
             habits: Habits {
@@ -87,6 +91,7 @@ impl Plan {
                 breaks: now_and_then(200),
                 fails_later: now_and_then(500),
             },
+            timeout_ms,
             loopback: rng.chance(500),
             processes: rng.between(1, 4),
             tasks: rng.between(1, 3),
@@ -132,6 +137,7 @@ impl Plan {
             time,
             self.weather,
             Vendor::new(stripe, self.habits, self.loopback),
+            Duration::from_millis(self.timeout_ms),
             (options.mutant, options.trace),
         )
     }

@@ -83,6 +83,7 @@ async fn fleet(world: &Arc<World>, plan: &Plan) {
     around.spawn(trouble(
         Arc::clone(world),
         [plan.restarts, plan.failovers, plan.server_jumps],
+        plan.loopback,
     ));
     around.spawn(stops(operator.clone(), plan.stops));
     around.spawn(tend(operator.clone()));
@@ -190,7 +191,7 @@ async fn resolve(client: Client) {
 }
 
 /// Restarts, failovers, and jumps of the server's clock.
-async fn trouble(world: Arc<World>, [restarts, failovers, jumps]: [u64; 3]) {
+async fn trouble(world: Arc<World>, [restarts, failovers, jumps]: [u64; 3], loopback: bool) {
     let mut events: Vec<u8> = Vec::new();
     for (kind, count) in [(0, restarts), (1, failovers), (2, jumps)] {
         events.extend((0..count).map(|_| kind));
@@ -218,6 +219,8 @@ async fn trouble(world: Arc<World>, [restarts, failovers, jumps]: [u64; 3]) {
             _ => {
                 let by_ms = match world.rng.below(3) {
                     0 => i64::try_from(world.rng.below(800)).unwrap() - 400,
+                    // Without the hour's margin nothing covers a clock that is set forward unnoticed: docs/decisions/0007.
+                    _ if loopback => -i64::try_from(world.rng.below(200_000)).unwrap(),
                     1 => i64::try_from(world.rng.below(400_000)).unwrap() - 200_000,
                     _ => i64::try_from(world.rng.between(310_000, 1_200_000)).unwrap(),
                 };

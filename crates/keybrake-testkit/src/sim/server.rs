@@ -18,9 +18,6 @@ use super::process::Process;
 use super::store::{Reply, Store};
 use super::world::World;
 
-/// How long a client waits for the server.
-pub(super) const TIMEOUT: Duration = Duration::from_millis(150);
-
 /// The server.
 pub(super) struct Node {
     pub(super) data: Shared,
@@ -207,7 +204,7 @@ impl Connection for Line {
             return arrived.map_or_else(|kind| Err(io(kind)), value);
         }
         self.process.runs().await;
-        let deadline = Instant::now() + TIMEOUT;
+        let deadline = Instant::now() + self.world.timeout;
         let world = &self.world;
         let weather = *world.weather.lock().unwrap();
         if is_step(&words) {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use keybrake::clock::Clock;
 use tokio::sync::Notify;
@@ -75,6 +76,8 @@ impl Clock for TrueTime {
 pub(super) struct World {
     pub(super) rng: Arc<Rng>,
     pub(super) mutant: Option<Mutant>,
+    /// How long a client waits for the server.
+    pub(super) timeout: Duration,
     pub(super) time: TrueTime,
     pub(super) server_off_ms: AtomicI64,
     /// The latest time that the server's clock has shown.
@@ -106,11 +109,13 @@ impl World {
         time: TrueTime,
         weather: Weather,
         vendor: Vendor,
+        timeout: Duration,
         (mutant, trace): (Option<Mutant>, bool),
     ) -> Arc<Self> {
         Arc::new(Self {
             rng,
             mutant,
+            timeout,
             time,
             server_off_ms: AtomicI64::new(0),
             latest_ms: AtomicI64::new(0),
