@@ -1,10 +1,12 @@
-//! The simulation's imitation of Redis answers as a real server does: random commands to both.
+//! The simulation's imitation of Redis answers as a real server does: random commands to both; and the whole library, with
+//! what simulated fleets ask of it and with what nobody would.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::sync::Mutex;
 
 use keybrake_testkit::redis::{Connection, RedisOptions, RedisServer, Reply as Real};
 use keybrake_testkit::sim::store::{Reply, Store};
+use keybrake_testkit::sim::{Options, run_beside};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -144,4 +146,30 @@ fn the_imitation_answers_as_a_real_server_does() {
             Ok(())
         })
         .unwrap();
+}
+
+/// Seeds of the simulation whose every command is given to a real server as well: restarts, failovers, commands that come
+/// twice, late or out of order; and at each one's end, commands with wrong words in them.
+const SEEDS: std::ops::Range<u64> = 0..12;
+
+#[test]
+fn the_library_does_the_same_on_a_real_server() {
+    let server = RedisServer::start(RedisOptions::new()).unwrap();
+    let (mut failovers, mut disturbed) = (0, 0);
+    for seed in SEEDS {
+        let options = Options {
+            seed,
+            mutant: None,
+            trace: false,
+        };
+        let outcome = run_beside(&options, Some(server.connect().unwrap()));
+        if let Some(violation) = outcome.violation {
+            panic!("seed {seed}: {violation}");
+        }
+        failovers += outcome.counts.get("failovers").copied().unwrap_or(0);
+        disturbed += outcome.counts.get("disturbed").copied().unwrap_or(0);
+    }
+    // A comparison in which nothing happens proves nothing.
+    assert!(failovers > 2, "only {failovers} failovers");
+    assert!(disturbed > 500, "only {disturbed} commands with wrong words");
 }

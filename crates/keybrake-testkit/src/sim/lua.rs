@@ -1,6 +1,7 @@
 //! Functions of a library, run over a [`Store`] as Redis runs them.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mlua::{Function, Lua, Table, Value};
@@ -37,11 +38,17 @@ impl Data {
 
 pub(super) type Shared = Arc<Mutex<Data>>;
 
+/// How many times so many instructions a limited call may take: 1,000,000 at least.
+const STRIKES: u32 = 2;
+const INSTRUCTIONS: u32 = 500_000;
+
 /// A library as a running server has it: its local variables live as long as this.
 pub(super) struct Library {
     lua: Lua,
     data: Shared,
     functions: BTreeMap<String, (Function, bool)>,
+    /// How often the present call took so many instructions.
+    strikes: Arc<AtomicU32>,
 }
 
 impl Library {
@@ -60,6 +67,7 @@ impl Library {
         Ok(Self {
             lua,
             data: Arc::clone(data),
+            strikes: Arc::default(),
             functions: found
                 .into_iter()
                 .map(|(name, function, writes)| (name, (function, writes)))
@@ -67,11 +75,30 @@ impl Library {
         })
     }
 
+    /// From now on a call that takes very long is broken off: its arguments make it count to what is no count.
+    pub(super) fn limit(&self) {
+        let strikes = Arc::clone(&self.strikes);
+        let every = mlua::HookTriggers::new().every_nth_instruction(INSTRUCTIONS);
+        let hook = self.lua.set_hook(every, move |_, _| {
+            if strikes.fetch_add(1, Ordering::SeqCst) < STRIKES {
+                return Ok(mlua::VmState::Continue);
+            }
+            Err(mlua::Error::runtime("it takes too long"))
+        });
+        hook.expect("a hook");
+    }
+
+    /// Whether the last call was broken off.
+    pub(super) fn was_broken_off(&self) -> bool {
+        self.strikes.load(Ordering::SeqCst) > STRIKES
+    }
+
     /// `FCALL name`.
     pub(super) fn call(&self, name: &str, keys: &[String], args: &[String]) -> Reply {
         let Some((function, writes)) = self.functions.get(name) else {
             return Reply::Error("ERR Function not found".to_owned());
         };
+        self.strikes.store(0, Ordering::SeqCst);
         self.data.lock().unwrap_or_else(PoisonError::into_inner).may_write = *writes;
         let answer = self
             .lua
@@ -85,8 +112,19 @@ impl Library {
             .and_then(|(keys, args)| function.call::<Value>((keys, args)));
         match answer {
             Ok(value) => reply(&value),
-            Err(error) => Reply::Error(format!("ERR {}", first_line(&error.to_string()))),
+            Err(error) => Reply::Error(refusal(&error)),
         }
+    }
+}
+
+/// A command's own error as it is; whatever else a function fails with is an `ERR`.
+fn refusal(error: &mlua::Error) -> String {
+    match error {
+        mlua::Error::CallbackError { cause, .. } => match cause.as_ref() {
+            mlua::Error::RuntimeError(text) => first_line(text).to_owned(),
+            other => refusal(other),
+        },
+        other => format!("ERR {}", first_line(&other.to_string())),
     }
 }
 
@@ -106,7 +144,7 @@ fn api(lua: &Lua, data: &Shared, registered: &Registered) -> mlua::Result<()> {
         let name = words.first().map_or("", String::as_str);
         if Store::writes(name) == Some(true) && !data.may_write {
             return Err(mlua::Error::runtime(
-                "Write commands are not allowed from read-only scripts.",
+                "ERR Write commands are not allowed from read-only scripts.",
             ));
         }
         let reply = match words.as_slice() {
@@ -152,7 +190,7 @@ fn word(value: &Value) -> mlua::Result<String> {
         Value::String(text) => Ok(text.to_str()?.to_owned()),
         Value::Integer(number) => Ok(number.to_string()),
         _ => Err(mlua::Error::runtime(
-            "Lua redis lib command arguments must be strings or integers",
+            "ERR Lua redis lib command arguments must be strings or integers",
         )),
     }
 }

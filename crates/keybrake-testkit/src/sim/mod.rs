@@ -10,6 +10,7 @@
 //! | `server`, `store`, `lua` | the Redis server and the network to it, its data, its functions |
 //! | `process`, `client` | a process, and governed calls in it |
 //! | `vendor` | the way to Stripe's simulator: refusals, late and broken answers |
+//! | `shadow` | a real Redis server that is asked the same, to compare the imitation with |
 //! | `alone` | one server that nothing goes wrong with, in a time that a test sets |
 //! | `books` | what must be true after every step |
 //! | `owed` | what live processes must have said again before they go on |
@@ -36,6 +37,7 @@ mod process;
 mod rng;
 mod run;
 mod server;
+mod shadow;
 pub mod store;
 mod vendor;
 mod world;
@@ -44,4 +46,4 @@ const MASTER: &[u8] = b"a master key of the simulation!!";
 
 pub use alone::{Alone, Asked};
 pub use mutants::Mutant;
-pub use run::{Options, Outcome, run};
+pub use run::{Options, Outcome, run, run_beside};

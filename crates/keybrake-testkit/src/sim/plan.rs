@@ -135,9 +135,8 @@ impl Plan {
         World::new(
             Arc::clone(&self.rng),
             time,
-            self.weather,
+            (self.weather, Duration::from_millis(self.timeout_ms)),
             Vendor::new(stripe, self.habits, self.loopback),
-            Duration::from_millis(self.timeout_ms),
             (options.mutant, options.trace),
         )
     }

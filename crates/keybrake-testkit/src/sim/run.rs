@@ -19,6 +19,7 @@ use super::process::Process;
 use super::rng::Rng;
 use super::vendor::Habits;
 use super::world::{Weather, World};
+use crate::redis::Connection;
 
 /// What to run.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +47,12 @@ pub struct Outcome {
 
 /// Runs a seed to its end, or to the first violation.
 pub fn run(options: &Options) -> Outcome {
+    run_beside(options, None)
+}
+
+/// The same, and everything that the simulated Redis server is asked, a real one is asked as well: an answer or data that
+/// differ are a violation. Everything on the real server is removed before.
+pub fn run_beside(options: &Options, real: Option<Connection>) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -55,7 +62,11 @@ pub fn run(options: &Options) -> Outcome {
         let plan = Plan::draw(Arc::new(Rng::new(options.seed)));
         let world = plan.world(options);
         world.count("runs");
+        if let Some(real) = real {
+            world.beside(real);
+        }
         fleet(&world, &plan).await;
+        world.compare_with_shadow();
         Outcome {
             violation: world.violation(),
             trace: world.trace(),
@@ -208,7 +219,7 @@ async fn trouble(world: Arc<World>, [restarts, failovers, jumps]: [u64; 3], loop
                 world.tell(|| "the server has restarted".to_owned());
             }
             1 => {
-                let replica = world.copy();
+                let replica = world.replica();
                 sleep(Duration::from_millis(world.rng.below(1_500))).await;
                 world.go_down();
                 sleep(Duration::from_millis(world.rng.below(5_000))).await;

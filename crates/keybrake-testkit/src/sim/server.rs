@@ -88,6 +88,13 @@ impl Node {
             .map(|(_, text)| Library::load(text, &self.data).expect("it was loaded before"));
     }
 
+    /// Runs a command with which its functions may take very long; `None` when it was broken off.
+    pub(super) fn execute_limited(&mut self, words: &[String], now_ms: i64) -> Option<Reply> {
+        self.library.as_ref()?.limit();
+        let reply = self.execute(words, now_ms, None).reply;
+        (!self.library.as_ref()?.was_broken_off()).then_some(reply)
+    }
+
     pub(super) fn take(&mut self, store: Store) {
         self.data.lock().unwrap().store = store;
     }

@@ -35,6 +35,8 @@ pub struct Store {
     expires_ms: BTreeMap<String, i64>,
     /// What was written since [`Store::take_written`]: key, and field of a hash.
     written: Vec<(String, Option<String>)>,
+    /// What expired since [`Store::take_expired`].
+    expired: Vec<String>,
 }
 
 type Answer = Result<Reply, String>;
@@ -93,6 +95,53 @@ impl Store {
         std::mem::take(&mut self.written)
     }
 
+    /// Keys that expired since the last time.
+    pub(super) fn take_expired(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.expired)
+    }
+
+    /// Keys that expire some day.
+    pub(super) fn expiring(&self) -> Vec<String> {
+        self.expires_ms.keys().cloned().collect()
+    }
+
+    /// Everything in one form: by key, what it holds in order, then its type and whether it expires.
+    pub(super) fn dump(&self) -> BTreeMap<String, Vec<String>> {
+        let entries = self.keys.iter();
+        let shown = entries.map(|(key, entry)| {
+            let (mut parts, kind): (Vec<String>, _) = match entry {
+                Entry::Text(text) => (vec![text.clone()], "string"),
+                Entry::Hash(hash) => (
+                    hash.iter()
+                        .map(|(name, value)| format!("{name}={value}"))
+                        .collect(),
+                    "hash",
+                ),
+                Entry::Sorted(set) => (
+                    set.iter()
+                        .map(|(member, score)| format!("{member}={score}"))
+                        .collect(),
+                    "zset",
+                ),
+                Entry::Stream(rows) => (
+                    rows.iter()
+                        .map(|((ms, seq), fields)| format!("{ms}-{seq} {}", fields.join(" ")))
+                        .collect(),
+                    "stream",
+                ),
+            };
+            parts.sort();
+            let expires = if self.expires_ms.contains_key(key) {
+                ", expires"
+            } else {
+                ""
+            };
+            parts.push(format!("{kind}{expires}"));
+            (key.clone(), parts)
+        });
+        shown.collect()
+    }
+
     /// The text of a key, or of a field of a hash.
     pub(super) fn text(&self, key: &str, field: Option<&str>) -> Option<&str> {
         match (self.keys.get(key)?, field) {
@@ -136,6 +185,7 @@ impl Store {
             for key in gone {
                 self.expires_ms.remove(&key);
                 self.keys.remove(&key);
+                self.expired.push(key);
             }
         }
     }

@@ -16,11 +16,15 @@ use super::owed::Owed;
 use super::process::{Process, passed_ms};
 use super::rng::Rng;
 use super::server::Node;
+use super::shadow::Shadow;
 use super::store::{Reply, Store};
 use super::vendor::Vendor;
+use crate::redis::Connection;
 
 /// From asking the ledger until the first byte must leave.
 pub(super) const SEND_WITHIN_MS: i64 = 5_000;
+/// Commands that no client would send, after a run beside a real server.
+const DISTURBED: u32 = 200;
 /// The longest life of a request once it is sent; what is slow at the vendor stays below it.
 pub(super) const REQUEST_MS: i64 = 25_000;
 
@@ -87,6 +91,8 @@ pub(super) struct World {
     pub(super) vendor: Mutex<Vendor>,
     pub(super) books: Mutex<Books>,
     pub(super) owed: Mutex<Owed>,
+    /// A real server that is asked the same.
+    shadow: Mutex<Option<Shadow>>,
     violation: Mutex<Option<String>>,
     pub(super) over: AtomicBool,
     pub(super) ended: Notify,
@@ -107,9 +113,8 @@ impl World {
     pub(super) fn new(
         rng: Arc<Rng>,
         time: TrueTime,
-        weather: Weather,
+        (weather, timeout): (Weather, Duration),
         vendor: Vendor,
-        timeout: Duration,
         (mutant, trace): (Option<Mutant>, bool),
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -124,6 +129,7 @@ impl World {
             vendor: Mutex::new(vendor),
             books: Mutex::default(),
             owed: Mutex::default(),
+            shadow: Mutex::default(),
             violation: Mutex::new(None),
             over: AtomicBool::new(false),
             ended: Notify::new(),
@@ -206,6 +212,11 @@ impl World {
         let data = Arc::clone(&node.data);
         drop(node);
         let mut data = data.lock().unwrap();
+        if let Some(shadow) = &mut *self.shadow.lock().unwrap() {
+            let expired = data.store.take_expired();
+            let alike = shadow.asked(words, now_ms * 1_000, &expired, &done.reply);
+            self.check(alike);
+        }
         let ran = self
             .owed
             .lock()
@@ -238,6 +249,41 @@ impl World {
         data.lock().unwrap().store.clone()
     }
 
+    /// The data of a replica, which has everything so far.
+    pub(super) fn replica(&self) -> Store {
+        if let Some(shadow) = &mut *self.shadow.lock().unwrap() {
+            shadow.keep();
+        }
+        self.copy()
+    }
+
+    /// From now on a real server is asked the same.
+    pub(super) fn beside(&self, connection: Connection) {
+        *self.shadow.lock().unwrap() = Some(Shadow::new(connection));
+    }
+
+    /// At the end: whether the real server holds the same, and whether it does after commands that no client would send.
+    pub(super) fn compare_with_shadow(&self) {
+        let Some(mut shadow) = self.shadow.lock().unwrap().take() else {
+            return;
+        };
+        self.check(shadow.compare(&self.copy().dump()));
+        for _ in 0..DISTURBED {
+            let (Some(words), None) = (shadow.disturbed(&self.rng), self.violation()) else {
+                break;
+            };
+            let now_ms = self.time.now_ms();
+            let Some(reply) = self.node.lock().unwrap().execute_limited(&words, now_ms) else {
+                continue;
+            };
+            let data = Arc::clone(&self.node.lock().unwrap().data);
+            let expired = data.lock().unwrap().store.take_expired();
+            self.count("disturbed");
+            self.check(shadow.asked(&words, now_ms * 1_000, &expired, &reply));
+        }
+        self.check(shadow.compare(&self.copy().dump()));
+    }
+
     /// The server goes away.
     pub(super) fn go_down(&self) {
         self.node.lock().unwrap().up = false;
@@ -247,6 +293,12 @@ impl World {
     pub(super) fn start_again(&self, data: Option<Store>) {
         let mut node = self.node.lock().unwrap();
         node.start();
+        if let Some(shadow) = &mut *self.shadow.lock().unwrap() {
+            shadow.start_again();
+            if let Some(store) = &data {
+                shadow.take_kept(&store.expiring());
+            }
+        }
         if let Some(store) = data {
             let mut books = self.books.lock().unwrap();
             let checked = books.replaced(&store);
