@@ -8,7 +8,7 @@ use keybrake::SystemClock;
 use keybrake::clock::Clock as _;
 use keybrake::error::ErrorKind;
 use keybrake::ledger::redis::RedisLedger;
-use keybrake::ledger::{EventKind, KeyRecord, Ledger, ReserveAnswer, StopScope};
+use keybrake::ledger::{EventFilter, EventKind, KeyRecord, Ledger, ReserveAnswer, ReserveRequest, StopScope};
 use keybrake_testkit::redis::{Persistence, RedisServer, Relay};
 use keybrake_tests::books::{self, DOLLAR};
 use keybrake_tests::fleet::{self, Fleet, books_agree, events_of, key, used_and_held};
@@ -124,6 +124,36 @@ async fn a_repeat_in_flight_whose_answer_is_lost_joins_once() {
     assert!(!matches!(lost, ReserveAnswer::Denied(_)), "{lost:?}");
     println!("{plain}\n{lost:?}");
     assert_eq!(used_and_held(&*at.ledger).await, (DOLLAR, DOLLAR));
+    books_agree(&*at.ledger).await;
+}
+
+/// A refused call, and a repeat of one that is done, have one row each in the audit, although the first answer was lost.
+#[tokio::test]
+async fn denials_and_repeats_whose_answers_are_lost_have_one_row() {
+    let at = Behind::patient().await;
+    at.spend("warm").await;
+    let lost = async |request: ReserveRequest, nth: u64, code: &str| {
+        let call_id = request.facts.call_id.clone();
+        at.relay.lose_reply(call_id.as_str());
+        let refused = books::reserve(&*at.ledger, request).await.unwrap().unwrap_err();
+        assert!(at.relay.wait_caught(nth), "no answer was lost");
+        assert_eq!(refused, code);
+        let events = at.ledger.events(EventFilter::default()).await.unwrap();
+        let rows = events.iter().filter(|event| {
+            let own = event.body.facts.as_ref();
+            own.is_some_and(|own| own.call_id == call_id)
+        });
+        assert_eq!(rows.count(), 1, "{call_id}");
+    };
+    lost(
+        books::call(&at.key, "call-dear", 1_000_000 * DOLLAR),
+        1,
+        "CapExceeded",
+    )
+    .await;
+    let mut repeat = books::call(&at.key, "warm", DOLLAR);
+    Arc::make_mut(&mut repeat.facts).call_id = "call-repeat".to_owned();
+    lost(repeat, 2, "AlreadyDone").await;
     books_agree(&*at.ledger).await;
 }
 

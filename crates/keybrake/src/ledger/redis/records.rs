@@ -32,7 +32,8 @@ use crate::ledger::store::{Checkpoint, KeyState, ObjectPage, ObjectRecord, Point
 use crate::ledger::types::{BudgetDef, KeyRecord, Reservation, State, Window};
 
 const DAY_MS: i64 = 86_400_000;
-const HOUR_MS: i64 = 3_600_000;
+/// A mark is kept so long, in milliseconds: ten minutes.
+const MARK_MS: i64 = 600_000;
 /// A call that is done is kept at least this long: 35 days.
 const CALL_KEPT_MS: i64 = 35 * DAY_MS;
 
@@ -164,7 +165,7 @@ pub(super) fn kept_for_ms(record: &Record, now_ms: i64) -> Option<i64> {
         ),
         Record::Reply(_) => Some(CALL_KEPT_MS),
         // No command waits in a network for so long.
-        Record::Mark => Some(HOUR_MS),
+        Record::Mark => Some(MARK_MS),
         _ => None,
     }
 }
