@@ -193,6 +193,56 @@ fn a_user_who_may_not_load_the_functions_is_told_who_may() {
     assert!(fleet::open(&url).is_ok());
 }
 
+/// Before the first decision, and not in the middle of one.
+#[test]
+fn a_right_that_is_missing_is_named_when_the_ledger_is_opened() {
+    let server = RedisServer::start(RedisOptions::new()).unwrap();
+    let url = format!(
+        "redis://agent:{PASSWORD}@127.0.0.1:{}?ns=prod&timeout_ms=20000",
+        server.port()
+    );
+    let user = |rights: &[&str]| {
+        let password = format!(">{PASSWORD}");
+        let words = ["ACL", "SETUSER", "agent", "reset", "on", password.as_str()];
+        let words: Vec<&str> = words.into_iter().chain(rights.iter().copied()).collect();
+        server.command(&words).unwrap();
+    };
+    // The line of docs/redis.md.
+    let documented = "~kb:{prod}:* -@all +fcall +function|load +function|list +info +ping +time +hello +config|get +get \
+                      +hget +hset +hmget +hgetall +hincrby +hdel +hscan +exists +set +mget +zadd +zrem +zrange \
+                      +zrangebyscore +xadd +xrange +xtrim +wait +publish +subscribe +memory|usage";
+    let documented: Vec<&str> = documented.split_whitespace().collect();
+    for (right, named) in [
+        ("+hincrby", "+hincrby"),
+        ("+xadd", "+xadd"),
+        ("+set", "+set"),
+        ("+zrem", "+zrem"),
+    ] {
+        let all_but: Vec<&str> = documented
+            .iter()
+            .copied()
+            .filter(|other| *other != right)
+            .collect();
+        user(&all_but);
+        let (kind, said) = refusal(&url);
+        assert_eq!(kind, ErrorKind::Config, "{said}");
+        assert!(said.contains(&format!("ACL SETUSER … {named}.")), "{said}");
+        assert!(
+            said.contains("~kb:{prod}:*") && !said.contains(PASSWORD),
+            "{said}"
+        );
+    }
+    let elsewhere = documented.iter().skip(1).copied().chain(["~kb:{prod}:meta"]);
+    user(&elsewhere.collect::<Vec<_>>());
+    let (kind, said) = refusal(&url);
+    assert!(
+        kind != ErrorKind::Internal && !said.contains(PASSWORD),
+        "{kind:?} {said}"
+    );
+    user(&documented);
+    assert!(fleet::open(&url).is_ok());
+}
+
 /// Redis 6 has no functions. It cannot be installed beside the other, so a listener says what it would say.
 #[test]
 fn an_old_server_is_refused_by_its_version() {

@@ -103,6 +103,7 @@ pub(super) async fn greet(connection: &dyn Connection, place: &Place) -> Result<
     check_eviction(connection, place).await?;
     check_role(connection, place).await?;
     let about = About::read(with_library(connection, place, &function("about", &place.ns, &[])).await?)?;
+    check_rights(connection, place).await?;
     if about.exists() && !about.open {
         let id = about.field("id").unwrap_or_default();
         let command = opening(place, id, Why::Same, &Gap::default());
@@ -280,6 +281,22 @@ async fn check_eviction(connection: &dyn Connection, place: &Place) -> Result<()
             place.shown
         ))),
     }
+}
+
+/// A user who may not run a command that a step needs is told so before the first step.
+async fn check_rights(connection: &dyn Connection, place: &Place) -> Result<()> {
+    let command = function("rights", &place.ns, &["r:-".to_owned()]);
+    let missing = log::list(ask(connection, place, &command).await?)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let rights: Vec<String> = missing.iter().map(|name| format!("+{name}")).collect();
+    Err(Error::config(format!(
+        "the user of the Redis server at {} lacks rights on ~{}: ACL SETUSER … {}. docs/redis.md has the whole line",
+        place.shown,
+        place.ns.key("*"),
+        rights.join(" ")
+    )))
 }
 
 /// A replica answers what it has, which may be old, and takes no writes.

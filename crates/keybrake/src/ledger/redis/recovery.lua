@@ -229,6 +229,36 @@ local function keep(keys, argv)
   return { 'done', standing(l) }
 end
 
+-- Commands of these functions, and of their clients beside them, that the caller may not run on the ledger's keys. Functions
+-- run with their caller's rights; what is missing would be found out in the middle of a step.
+local function rights(keys)
+  local missing = {}
+  if not redis.acl_check_cmd then return missing end
+  local p, text = places(keys), keys[PLACES + 1]
+  local function needs(...)
+    local asked, may = pcall(redis.acl_check_cmd, ...)
+    if asked and not may then missing[#missing + 1] = string.lower((...)) end
+  end
+  needs('EXISTS', p.meta)
+  needs('HDEL', p.meta, 'f')
+  needs('HGET', p.meta, 'f')
+  needs('HGETALL', p.meta)
+  needs('HINCRBY', p.meta, 'f', '1')
+  needs('HMGET', p.meta, 'f')
+  needs('HSCAN', p.holds, '0')
+  needs('HSET', p.meta, 'f', 'v')
+  needs('MGET', text)
+  needs('SET', text, 'v')
+  needs('TIME')
+  needs('XADD', p.events, '1-0', 'f', 'v')
+  needs('XRANGE', p.events, '-', '+')
+  needs('ZADD', p.deadlines, '1', 'm')
+  needs('ZRANGE', p.deadlines, '0', '-1')
+  needs('ZRANGEBYSCORE', p.deadlines, '-inf', '+inf')
+  needs('ZREM', p.deadlines, 'm')
+  return missing
+end
+
 local function register(name, callback, flags)
   redis.register_function { function_name = 'keybrake_' .. name .. '_@digest@', callback = callback, flags = flags }
 end
@@ -244,3 +274,4 @@ register('keep', keep, { 'allow-oom' })
 register('look', look, { 'no-writes' })
 register('snapshot', snapshot, { 'no-writes' })
 register('about', about, { 'no-writes' })
+register('rights', rights, { 'no-writes' })
