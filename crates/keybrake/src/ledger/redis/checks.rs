@@ -13,6 +13,7 @@ use super::wire::{Parts, function, text};
 use super::{RedisLedger, aborts, library, link, log};
 use crate::clock::Clock;
 use crate::error::Result;
+use crate::ledger::rules::JUMP_MS;
 use crate::ledger::types::{CheckGrade, LedgerCheck};
 
 /// Round trips of which the median is told.
@@ -36,7 +37,7 @@ impl RedisLedger {
         let place = &self.place;
         let connection = link::connect(place).await?;
         let median_us = round_trip(&*connection, place).await?;
-        let apart_ms = apart(&*connection, place, &*self.clock).await?;
+        let (apart_ms, server_ms) = apart(&*connection, place, &*self.clock).await?;
         let about = About::read(link::ask(&*connection, place, &function("about", &place.ns, &[])).await?)?;
         let server = Server::read(&*connection, place).await?;
         Ok(vec![
@@ -49,7 +50,7 @@ impl RedisLedger {
             self.hard_stops().await,
             namespace(place),
             self.kept_secret(),
-            apart_check(apart_ms),
+            apart_check(apart_ms, about.standing.now_ms.saturating_sub(server_ms)),
             state(&about),
         ])
     }
@@ -181,7 +182,8 @@ async fn round_trip(connection: &dyn Connection, place: &Place) -> Result<u128> 
 }
 
 /// By how many milliseconds the server's clock is ahead of this machine's.
-async fn apart(connection: &dyn Connection, place: &Place, clock: &dyn Clock) -> Result<i64> {
+/// By how much the server's clock is ahead of this machine's, and what it says.
+async fn apart(connection: &dyn Connection, place: &Place, clock: &dyn Clock) -> Result<(i64, i64)> {
     let before_ms = clock.now_ms();
     let mut parts = Parts::of(link::ask(connection, place, &redis::cmd("TIME")).await?)?;
     let after_ms = clock.now_ms();
@@ -191,7 +193,7 @@ async fn apart(connection: &dyn Connection, place: &Place, clock: &dyn Clock) ->
         .saturating_mul(1_000)
         .saturating_add(micros.checked_div(1_000).unwrap_or(0));
     let middle_ms = before_ms.midpoint(after_ms);
-    Ok(server_ms.saturating_sub(middle_ms))
+    Ok((server_ms.saturating_sub(middle_ms), server_ms))
 }
 
 fn reached(server: &Server, median_us: u128) -> LedgerCheck {
@@ -400,10 +402,28 @@ fn namespace(place: &Place) -> LedgerCheck {
     check("namespace", CheckGrade::Good, found, "")
 }
 
-fn apart_check(apart_ms: i64) -> LedgerCheck {
+fn apart_check(apart_ms: i64, ahead_ms: i64) -> LedgerCheck {
     let size_ms = apart_ms.saturating_abs();
     let way = if apart_ms < 0 { "behind" } else { "ahead of" };
     let found = format!("the server is {size_ms} ms {way} this machine");
+    if ahead_ms > JUMP_MS {
+        let seconds = ahead_ms.checked_div(1_000).unwrap_or(0);
+        return check(
+            "clocks",
+            CheckGrade::Bad,
+            format!(
+                "{found}, and {seconds} s behind the ledger's time, which stands still: it was set back, or was ahead before"
+            ),
+            "put the server's clock right; if it is right now, windows end late by that much: lower what must not be spent \
+             meanwhile (keybrake budget set), or stop it (keybrake stop)",
+        );
+    }
+    if size_ms > JUMP_MS {
+        let advice = "one of the two clocks jumped, and a process that starts now cannot tell which: put it right (NTP) before \
+                      anything is started; the ledger's time never goes back, so what is spent by a clock that is ahead is counted in \
+                      later windows";
+        return check("clocks", CheckGrade::Bad, found, advice);
+    }
     if size_ms <= APART_MS {
         return check("clocks", CheckGrade::Good, found, "");
     }
@@ -445,6 +465,23 @@ fn state(about: &About) -> LedgerCheck {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_jumped_is_told_also_to_those_who_come_after() {
+        let grade = |apart_ms, ahead_ms| apart_check(apart_ms, ahead_ms).grade;
+        assert_eq!(grade(20, 0), CheckGrade::Good);
+        assert_eq!(grade(-2_000, 0), CheckGrade::Look);
+        assert_eq!(grade(-JUMP_MS, 10), CheckGrade::Look);
+        assert_eq!(grade(JUMP_MS + 1, 0), CheckGrade::Bad, "ahead");
+        let set_back = apart_check(-7_200_000, 7_200_000);
+        assert_eq!(set_back.grade, CheckGrade::Bad);
+        assert!(
+            set_back.found.contains("7200 s behind the ledger's time"),
+            "{set_back:?}"
+        );
+        let put_right = apart_check(0, 7_200_000);
+        assert_eq!(put_right.grade, CheckGrade::Bad, "the ledger was ahead before");
+    }
 
     fn server(info: &str, config: &[(&str, &str)]) -> Server {
         let config = config
