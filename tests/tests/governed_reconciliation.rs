@@ -13,7 +13,7 @@ use keybrake::ledger::{
 };
 use keybrake::policy::Policy;
 use keybrake::secret::Secret;
-use keybrake_testkit::stripe::{Fault, FaultKind, Simulator, SimulatorOptions};
+use keybrake_testkit::stripe::{Fault, FaultKind, Simulator, SimulatorOptions, TEST_SECRET};
 use keybrake_tests::{World, post, refunds};
 use serde_json::json;
 
@@ -385,4 +385,45 @@ async fn a_call_that_cannot_be_asked_about_does_not_stand_in_the_way_of_others()
     );
     assert_eq!(second.resolution, Resolution::Found("settled".to_owned()));
     assert_eq!(world.budget().await, (20_000_000, 0));
+}
+
+/// A payment in euros that was captured in part, in the dashboard, is counted at the rate of the day it was made on: three days
+/// later the policy's rate is too old for new calls.
+#[tokio::test]
+async fn what_is_found_later_is_counted_at_the_rate_of_its_own_day() {
+    let now = keybrake::audit::time_text(SystemClock.now_ms());
+    let today = now.get(..10).unwrap();
+    let policy = json!({"vendor": "stripe", "label": "intents", "daily_usd_cap": 500,
+        "currency_rates": {"eur": {"usd": "1.10", "as_of": today, "max_age": "2d"}},
+        "allowed_endpoints": ["payment_intents.create"]});
+    let world = World::new(policy).await;
+    let form = "amount=2000&currency=eur&confirm=true&payment_method=pm_card_visa&capture_method=manual";
+    let made = world.post("/v1/payment_intents", form).await;
+    let call_id = made.record.call_id.clone();
+    assert_eq!(world.budget().await, (0, 22_000_000));
+    let captured = keybrake::client::base_client()
+        .unwrap()
+        .post(format!(
+            "{}/v1/payment_intents/{}/capture",
+            world.stripe.url(),
+            made.id()
+        ))
+        .bearer_auth(TEST_SECRET)
+        .body("amount_to_capture=1200")
+        .header("Content-Type", "application/x-www-form-urlencoded")
+        .send()
+        .await
+        .unwrap();
+    assert!(captured.status().is_success(), "{captured:?}");
+    world.clock.advance_ms(3 * 86_400_000);
+    let late = world.post("/v1/payment_intents", form).await;
+    assert!(late.denial.is_some(), "the rate is too old by now: {late:?}");
+    assert_eq!(world.reconcile().await, 0);
+    let call = world.kb.ledger().reservation(&call_id).await.unwrap().unwrap();
+    assert_eq!(
+        (call.used.micros(), call.held.micros()),
+        (13_200_000, 0),
+        "{call:?}"
+    );
+    world.verify().await;
 }
