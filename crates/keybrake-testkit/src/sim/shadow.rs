@@ -1,12 +1,13 @@
 //! A real Redis server beside the imitation. Whatever the imitation is asked, it is asked as well; both have to answer the
 //! same, and to hold the same data in the end.
 //!
-//! The real server's time is the simulation's: in its copy of the library `TIME` reads a key that is written before every
-//! command. What the imitation lets expire is deleted there.
+//! The real server's time is the simulation's: in its copy of the library `TIME` and `INFO` read a key that is written
+//! before every command. What the imitation lets expire is deleted there.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::{self, Debug};
 
+use super::lua::Data;
 use super::rng::Rng;
 use super::store::Reply;
 use crate::redis::{Connection, Reply as Real};
@@ -17,6 +18,30 @@ const TIME: &str = "shadow:time";
 const REMEMBERED: usize = 300;
 
 type Checked = Result<(), String>;
+
+/// What the imitation did or would say besides its reply.
+pub(super) struct Told {
+    /// Keys that it let expire before.
+    pub(super) expired: Vec<String>,
+    /// Its `INFO server`: which process it is.
+    pub(super) server: String,
+    /// Its `INFO replication`: which history its data has.
+    pub(super) replication: String,
+}
+
+impl Told {
+    pub(super) fn by(data: &mut Data) -> Self {
+        let text = |reply| match reply {
+            Reply::Text(text) => text,
+            _ => String::new(),
+        };
+        Self {
+            server: text(data.info("server")),
+            replication: text(data.info("replication")),
+            expired: data.store.take_expired(),
+        }
+    }
+}
 
 pub(super) struct Shadow {
     connection: Connection,
@@ -50,15 +75,9 @@ impl Shadow {
         self.connection.command(words).expect("the real server answers")
     }
 
-    /// A command that the imitation has answered at a time in microseconds, having let these keys expire before it.
-    pub(super) fn asked(
-        &mut self,
-        words: &[String],
-        now_us: i64,
-        expired: &[String],
-        reply: &Reply,
-    ) -> Checked {
-        for key in expired {
+    /// A command that the imitation has answered at a time in microseconds.
+    pub(super) fn asked(&mut self, words: &[String], now_us: i64, told: &Told, reply: &Reply) -> Checked {
+        for key in &told.expired {
             self.ask(&["DEL", key]);
         }
         match words.first().map(String::as_str) {
@@ -72,6 +91,14 @@ impl Shadow {
         }
         let (seconds, micros) = ((now_us / 1_000_000).to_string(), (now_us % 1_000_000).to_string());
         self.ask(&["HSET", TIME, "s", &seconds, "us", &micros]);
+        self.ask(&[
+            "HSET",
+            TIME,
+            "server",
+            &told.server,
+            "replication",
+            &told.replication,
+        ]);
         let real = match self.connection.command(words) {
             Ok(real) => shown_real(&real),
             Err(refused) => error(&refused.to_string()),
@@ -92,14 +119,21 @@ impl Shadow {
     }
 
     fn load(&mut self, text: &str) {
-        let text = text.replace(
-            "redis.call('TIME')",
-            &format!("redis.call('HMGET', '{TIME}', 's', 'us')"),
-        );
-        assert!(
-            text.contains(TIME),
-            "the library no longer asks for the time by TIME"
-        );
+        let mut text = text.to_owned();
+        for (asked, fields) in [
+            ("redis.call('TIME')", "redis.call('HMGET', '{TIME}', 's', 'us')"),
+            (
+                "redis.call('INFO', 'server')",
+                "redis.call('HGET', '{TIME}', 'server')",
+            ),
+            (
+                "redis.call('INFO', 'replication')",
+                "redis.call('HGET', '{TIME}', 'replication')",
+            ),
+        ] {
+            assert!(text.contains(asked), "the library no longer asks by {asked}");
+            text = text.replace(asked, &fields.replace("{TIME}", TIME));
+        }
         self.ask(&["FUNCTION", "LOAD", "REPLACE", &text]);
         self.library = Some(text);
     }

@@ -16,7 +16,7 @@ use super::owed::Owed;
 use super::process::{Process, passed_ms};
 use super::rng::Rng;
 use super::server::Node;
-use super::shadow::Shadow;
+use super::shadow::{Shadow, Told};
 use super::store::{Reply, Store};
 use super::vendor::Vendor;
 use crate::redis::Connection;
@@ -213,8 +213,8 @@ impl World {
         drop(node);
         let mut data = data.lock().unwrap();
         if let Some(shadow) = &mut *self.shadow.lock().unwrap() {
-            let expired = data.store.take_expired();
-            let alike = shadow.asked(words, now_ms * 1_000, &expired, &done.reply);
+            let told = Told::by(&mut data);
+            let alike = shadow.asked(words, now_ms * 1_000, &told, &done.reply);
             self.check(alike);
         }
         let ran = self
@@ -277,9 +277,9 @@ impl World {
                 continue;
             };
             let data = Arc::clone(&self.node.lock().unwrap().data);
-            let expired = data.lock().unwrap().store.take_expired();
+            let told = Told::by(&mut data.lock().unwrap());
             self.count("disturbed");
-            self.check(shadow.asked(&words, now_ms * 1_000, &expired, &reply));
+            self.check(shadow.asked(&words, now_ms * 1_000, &told, &reply));
         }
         self.check(shadow.compare(&self.copy().dump()));
     }
