@@ -13,7 +13,7 @@ async fn spend(ledger: &RedisLedger, key: &KeyRecord, id: &str) {
     ledger.settle(charged(id, DOLLAR)).await.unwrap();
 }
 
-async fn restart(fleet: &mut Fleet) {
+fn restart(fleet: &mut Fleet) {
     fleet.server.restart().unwrap();
 }
 
@@ -39,15 +39,15 @@ async fn a_process_that_slept_through_a_restart_opens_the_next_one() {
     let idle = fleet.open();
     spend(&busy, &key, "busy one").await;
     spend(&idle, &key, "idle one").await;
-    restart(&mut fleet).await;
+    restart(&mut fleet);
     for number in 0..5 {
         spend(&busy, &key, &format!("without the other {number}")).await;
     }
-    restart(&mut fleet).await;
+    restart(&mut fleet);
     spend(&busy, &key, "busy two").await;
     spend(&idle, &key, "idle two").await;
     for first in [&idle, &busy, &idle] {
-        restart(&mut fleet).await;
+        restart(&mut fleet);
         let id = format!("first {}", events_of(first, EventKind::Settled).await.len());
         spend(first, &key, &id).await;
     }
@@ -64,11 +64,11 @@ async fn a_process_whose_first_call_comes_two_restarts_later_opens_the_next_one(
         for number in 0..3 {
             spend(&busy, &key, &format!("busy {era} {number}")).await;
         }
-        restart(&mut fleet).await;
+        restart(&mut fleet);
     }
     spend(&busy, &key, "busy").await;
     spend(&late, &key, "late one").await;
-    restart(&mut fleet).await;
+    restart(&mut fleet);
     spend(&late, &key, "late two").await;
     spend(&busy, &key, "busy again").await;
     assert_nothing_was_lost(&busy, 13).await;
@@ -85,14 +85,14 @@ async fn who_came_late_to_a_recovery_opens_the_next_restart() {
     let yesterday = fleet.server.copy_data().unwrap();
     spend(&late, &key, "two").await;
     fleet.server.replace_data(&yesterday).unwrap();
-    restart(&mut fleet).await;
+    restart(&mut fleet);
     for number in 0..5 {
         spend(&busy, &key, &format!("without the other {number}")).await;
     }
     spend(&late, &key, "three").await;
     assert_eq!(used_and_held(&busy).await, (8 * DOLLAR, 0), "all is said again");
     for restarts in 0..2 {
-        restart(&mut fleet).await;
+        restart(&mut fleet);
         spend(&late, &key, &format!("late {restarts}")).await;
         spend(&busy, &key, &format!("busy {restarts}")).await;
     }

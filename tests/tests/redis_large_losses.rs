@@ -1,6 +1,5 @@
 //! A server that came back without thousands of events: telling it of them again takes it no longer than it takes others
 //! to wait.
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use keybrake::ErrorKind;
 use keybrake::ledger::Ledger;

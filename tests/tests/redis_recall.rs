@@ -1,6 +1,5 @@
 //! A process whose answer was lost does not know what it did, but that it is done. It remembers it nevertheless: a server
 //! that comes back without it is told again.
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use keybrake::ledger::{EventKind, Ledger, StopScope};
 use keybrake_testkit::redis::{Persistence, Relay};
