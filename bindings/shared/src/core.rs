@@ -38,7 +38,7 @@ impl Core {
     /// The opened ledger; opens it on first use, once.
     ///
     /// # Errors
-    /// As [`keybrake::Builder::build`]; the next use tries again.
+    /// As `Keybrake::builder().build()`; the next use tries again.
     pub async fn keybrake(&self) -> Result<&Keybrake> {
         self.opened.get_or_try_init(|| self.settings.open()).await
     }

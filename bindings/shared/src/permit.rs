@@ -45,7 +45,7 @@ impl fmt::Debug for Permit {
 /// Judges a call and reserves what it can cost, reading from the vendor what has to be known first.
 ///
 /// # Errors
-/// As [`call::send`](crate::call::send).
+/// As [`call::send`].
 pub async fn authorize(core: Arc<Core>, outgoing: Outgoing) -> Result<Verdict> {
     let (request, context, wait) = outgoing.parts();
     let decision = core

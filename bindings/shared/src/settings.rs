@@ -43,7 +43,7 @@ impl Settings {
     /// Opens the ledger. `stripe:connect` in `secrets` is the secret named `connect` of the vendor `stripe`.
     ///
     /// # Errors
-    /// As [`keybrake::Builder::build`].
+    /// As `Keybrake::builder().build()`.
     pub async fn open(&self) -> Result<Keybrake> {
         let mut builder = Keybrake::builder();
         if let Some(url) = &self.ledger {
