@@ -320,7 +320,9 @@ async def until_unknown(kb: keybrake.AsyncKeybrake) -> None:
 
 
 INTERRUPTED = """
-    import os, time
+    import os, signal, time
+    # Whoever runs the tests in the background has Ctrl-C ignored, and so would this process.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     import keybrake
     kb = keybrake.Keybrake()
     run = kb.open(os.environ["KEYBRAKE_TOKEN"])
