@@ -16,6 +16,19 @@ import native from "./native.cjs";
 import type { Run } from "./run.js";
 import type { Vendor } from "./types.js";
 
+/** What can go wrong with a request: before the vendor acts, after it, or while its answer is on the way. */
+export type FaultKind =
+  | "delay_ms"
+  | "drop_before"
+  | "drop_after_executing"
+  | "status_500_after_executing"
+  | "reset_mid_body"
+  | "slow_body"
+  | "hold_body"
+  | "rate_limit"
+  | "hold_until_released"
+  | "status";
+
 /** Something that goes wrong with the next matching requests. */
 export interface Fault {
   method?: string;
@@ -114,8 +127,8 @@ export class Simulator implements Disposable {
     });
   }
 
-  /** Something goes wrong with the next matching requests, such as `drop_after` or `hold`. */
-  async fault(kind: string, options: Fault = {}): Promise<void> {
+  /** Something goes wrong with the next matching requests, such as `drop_after_executing` or `hold_until_released`. */
+  async fault(kind: FaultKind, options: Fault = {}): Promise<void> {
     const { method = "POST", pathPrefix = this.#root, delayMs, chunkBytes, ...more } = options;
     const match = { method, path_prefix: pathPrefix };
     await this.control("POST", "faults", { kind, match, ...more, delay_ms: delayMs, chunk_bytes: chunkBytes });

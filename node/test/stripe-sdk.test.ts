@@ -144,7 +144,7 @@ describe("timeouts and retries", () => {
     await here.sim.release();
   });
 
-  test.for(["drop_after_executing", "status_500_after_executing", "reset_mid_body", "drop_before"])(
+  test.for(["drop_after_executing", "status_500_after_executing", "reset_mid_body", "drop_before"] as const)(
     "%s: the SDK tries again, and it is one movement",
     async (fault) => {
       await using run = await here.kb.open({ policy });
