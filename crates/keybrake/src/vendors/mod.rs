@@ -1,9 +1,10 @@
 //! What a call costs: one folder for each vendor, and the table of vendors.
 
 mod catalogue;
-mod refusal;
+mod reply;
 pub mod resend;
 pub mod stripe;
+mod table;
 pub mod twilio;
 
 use crate::money::{Currency, VendorAmount};
@@ -11,6 +12,7 @@ use crate::policy::{Code, Denial};
 use crate::request::{Call, Refusal, authority};
 
 pub use catalogue::Builtin;
+pub use table::{Class, Operation};
 
 static VENDORS: [&dyn Vendor; 3] = [&resend::Resend, &stripe::Stripe, &twilio::Twilio];
 
@@ -61,39 +63,6 @@ pub(crate) fn fallback(url: &str) -> &'static dyn Vendor {
         })
     };
     vendors().iter().copied().find(alike).unwrap_or(&stripe::Stripe)
-}
-
-/// What an operation does, which decides how it is treated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Class {
-    /// Free and effect-free; part of `reads`.
-    Read,
-    /// Changes something, moves no money.
-    Free,
-    /// Moves money, or may.
-    Money,
-    /// A write whose cost we do not know: refused unless the policy gives its cost.
-    Unknown,
-}
-
-/// One operation of a vendor's table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Operation {
-    /// Dotted name, such as `refunds.create`.
-    pub name: &'static str,
-    /// HTTP method, upper case.
-    pub method: &'static str,
-    /// Path with `*` for ids, such as `/v1/charges/*`.
-    pub path: &'static str,
-    /// What it does.
-    pub class: Class,
-    /// +1 collects money, −1 sends money out, 0 neither.
-    pub direction: i8,
-    /// Fields whose values make two calls the same spend (besides the path's ids), each with all that is below it.
-    /// Empty: every field of the request.
-    pub identity_fields: &'static [&'static str],
-    /// Whether our tag can be written into the request, to find it again by listing.
-    pub tagged: bool,
 }
 
 /// A call that was recognised: which operation, and what the request says.

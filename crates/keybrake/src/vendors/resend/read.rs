@@ -32,7 +32,8 @@ pub(super) fn read(call: &Recognised, reply: &Reply) -> Reading {
 fn is_answer(call: &Recognised, body: Option<&Value>, id: Option<&str>) -> bool {
     match call.operation.name {
         "emails.batch" => body.is_some_and(|body| body.get("data").is_some_and(Value::is_array)),
-        "unknown" | "events.send" => true,
+        "events.send" => true,
+        _ if call.operation.is_unlisted() => true,
         _ => id.is_some(),
     }
 }

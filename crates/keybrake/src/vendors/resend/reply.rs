@@ -17,7 +17,7 @@ pub(super) fn refusal(denial: &Denial, status: u16, now_ms: i64) -> Reply {
     });
     Reply {
         status,
-        headers: vendors::refusal::headers(denial, now_ms),
+        headers: vendors::reply::headers(denial, now_ms),
         body: Bytes::from(body.to_string()),
     }
 }
@@ -39,7 +39,7 @@ pub(super) fn strip(reply: &Reply) -> Reply {
     Reply {
         status: reply.status,
         headers,
-        body: vendors::refusal::without(&reply.body, &SECRETS).unwrap_or_default(),
+        body: vendors::reply::without(&reply.body, &SECRETS).unwrap_or_default(),
     }
 }
 

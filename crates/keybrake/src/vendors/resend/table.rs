@@ -5,8 +5,13 @@
 //! wants that says so by its path, because whoever has one sends past the books.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
-use crate::vendors::{Class, Operation};
+use crate::vendors::Operation;
+use crate::vendors::table::{ALL, Routes, free, read, send};
+
+/// The methods of Resend's API.
+const METHODS: &[&str] = &["GET", "POST", "PATCH", "DELETE"];
 
 /// What makes two e-mails the same.
 const EMAIL: &[&str] = &[
@@ -91,42 +96,16 @@ pub(super) const OPERATIONS: &[Operation] = &[
     free("DELETE", "webhooks.delete", "/webhooks/*"),
 ];
 
-/// What a path that is in no table is judged as, by method.
-static UNLISTED: [Operation; 4] = [
-    operation("POST", "unknown", "**", Class::Unknown, ALL),
-    operation("PATCH", "unknown", "**", Class::Unknown, ALL),
-    operation("DELETE", "unknown", "**", Class::Unknown, ALL),
-    operation("GET", "unknown", "**", Class::Unknown, ALL),
-];
+static ROUTES: LazyLock<Routes> = LazyLock::new(|| Routes::new(METHODS, id_in, OPERATIONS));
 
-/// Identity by every field of the request.
-const ALL: &[&str] = &[];
-
-/// The operation that a method and a path name, and the ids in the path.
-///
-/// A literal segment is never an id: `/emails/batch` is no e-mail. A path that is in no table is an `unknown` operation;
-/// `None` only for a method that Resend's API does not use.
+/// The operation that a method and a path name, and the ids in the path; see [`Routes::find`]. `/emails/batch` is no
+/// e-mail.
 pub(super) fn route(method: &str, segments: &[Cow<'_, str>]) -> Option<(&'static Operation, Vec<String>)> {
-    let unlisted = UNLISTED.iter().find(|operation| operation.method == method)?;
-    let mut found = OPERATIONS
-        .iter()
-        .filter(|operation| operation.method == method)
-        .filter_map(|operation| Some((operation, ids(operation.path, segments)?)));
-    Some(found.next().unwrap_or((unlisted, Vec::new())))
+    ROUTES.find(method, segments)
 }
 
-/// The ids of a path, if it has the shape of a template.
-fn ids(template: &str, segments: &[Cow<'_, str>]) -> Option<Vec<String>> {
-    let mut places = template.split('/').skip(1);
-    let mut ids = Vec::new();
-    for segment in segments {
-        match places.next()? {
-            "*" if is_id(segment) => ids.push(segment.clone().into_owned()),
-            place if place == segment => {}
-            _ => return None,
-        }
-    }
-    places.next().is_none().then_some(ids)
+fn id_in(segment: &str, _is_last: bool) -> Option<&str> {
+    is_id(segment).then_some(segment)
 }
 
 /// Letters, digits, `-` and `_` (ids are UUIDs), or an address, where a contact is named by its own; never a word that is
@@ -144,74 +123,19 @@ fn is_id(segment: &str) -> bool {
         && !is_word()
 }
 
-const fn read(name: &'static str, path: &'static str) -> Operation {
-    operation("GET", name, path, Class::Read, ALL)
-}
-
-const fn free(method: &'static str, name: &'static str, path: &'static str) -> Operation {
-    operation(method, name, path, Class::Free, ALL)
-}
-
-const fn send(name: &'static str, path: &'static str, identity_fields: &'static [&'static str]) -> Operation {
-    operation("POST", name, path, Class::Unknown, identity_fields)
-}
-
-const fn operation(
-    method: &'static str,
-    name: &'static str,
-    path: &'static str,
-    class: Class,
-    identity_fields: &'static [&'static str],
-) -> Operation {
-    Operation {
-        name,
-        method,
-        path,
-        class,
-        direction: 0,
-        identity_fields,
-        tagged: false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
-    use crate::request::path;
+    use crate::vendors::table::tests::{all_route_to_themselves, named};
 
     fn name(method: &str, path: &str) -> (&'static str, usize) {
-        let (operation, ids) = route(method, &path::segments(path).unwrap()).unwrap();
-        (operation.name, ids.len())
+        let (name, ids) = named(&route, method, path);
+        (name, ids.len())
     }
 
     #[test]
-    fn every_operation_routes_to_itself_and_names_are_unique() {
-        for operation in OPERATIONS {
-            let path = operation
-                .path
-                .replace('*', "4ef9a417-02e9-4d39-ad75-9611e0fcc33c");
-            let stars = operation.path.matches('*').count();
-            assert_eq!(name(operation.method, &path), (operation.name, stars), "{path}");
-        }
-        let names: BTreeSet<_> = OPERATIONS.iter().map(|o| o.name).collect();
-        assert_eq!(names.len(), OPERATIONS.len());
-    }
-
-    #[test]
-    fn reads_are_gets_and_nothing_is_priced_here() {
-        for operation in OPERATIONS {
-            assert!(
-                operation.class != Class::Money && operation.direction == 0,
-                "{operation:?}"
-            );
-            assert_eq!(
-                operation.class == Class::Read,
-                operation.method == "GET",
-                "{operation:?}"
-            );
-        }
+    fn every_operation_routes_to_itself() {
+        all_route_to_themselves(OPERATIONS, "4ef9a417-02e9-4d39-ad75-9611e0fcc33c", "", &route);
     }
 
     #[test]

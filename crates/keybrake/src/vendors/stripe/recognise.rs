@@ -93,7 +93,7 @@ fn find(
     let Some((operation, ids)) = table::route(method, segments) else {
         return refuse("Stripe's API knows GET, POST and DELETE".to_owned());
     };
-    let unlisted = operation.name == "unknown";
+    let unlisted = operation.is_unlisted();
     let serving = table::host(operation);
     if unlisted && (target.host != table::API || !matches!(version, "v1" | "v2")) {
         return refuse(format!("{method} of this path is not known at {}", target.host));

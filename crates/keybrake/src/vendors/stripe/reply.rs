@@ -22,7 +22,7 @@ pub(super) fn refusal(denial: &Denial, status: u16, now_ms: i64) -> Reply {
             "keybrake": denial,
         }
     });
-    let mut headers = vendors::refusal::headers(denial, now_ms);
+    let mut headers = vendors::reply::headers(denial, now_ms);
     headers.push(("stripe-should-retry".to_owned(), "false".to_owned()));
     Reply {
         status,
@@ -54,7 +54,7 @@ pub(super) fn strip(reply: &Reply) -> Reply {
         .cloned()
         .collect();
     let body = if may_hold_secrets(&reply.body) {
-        vendors::refusal::without(&reply.body, &SECRETS).unwrap_or_default()
+        vendors::reply::without(&reply.body, &SECRETS).unwrap_or_default()
     } else {
         reply.body.clone()
     };

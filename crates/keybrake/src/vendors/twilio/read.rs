@@ -20,7 +20,7 @@ pub(super) fn read(call: &Recognised, reply: &Reply) -> Reading {
         (Class::Read, _) => Outcome::Free,
         (Class::Free, 200..=299) => Outcome::Free,
         // An operation that is in no table may answer with anything.
-        (_, 200..=299) if sid.is_some() || call.operation.name == "unknown" => Outcome::Executed,
+        (_, 200..=299) if sid.is_some() || call.operation.is_unlisted() => Outcome::Executed,
         (_, 200..=299) => Outcome::Unknown("unreadable_reply".to_owned()),
         (_, 400 | 401 | 403 | 404 | 405 | 406 | 410 | 413 | 414 | 415 | 422 | 429) => Outcome::DidNotExecute,
         (_, status) => Outcome::Unknown(format!("http_{status}")),

@@ -7,13 +7,17 @@ use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use super::is_sid;
-use crate::vendors::{Class, Operation};
+use crate::vendors::Operation;
+use crate::vendors::table::{ALL, IdIn, Routes, free, read, send};
 
 pub(super) const API: &str = "api.twilio.com";
 pub(super) const LOOKUPS: &str = "lookups.twilio.com";
 pub(super) const MESSAGING: &str = "messaging.twilio.com";
 pub(super) const PRICING: &str = "pricing.twilio.com";
 pub(super) const VERIFY: &str = "verify.twilio.com";
+
+/// The methods of Twilio's API.
+const METHODS: &[&str] = &["GET", "POST", "DELETE"];
 
 /// What makes two messages the same.
 const MESSAGE: &[&str] = &[
@@ -163,16 +167,6 @@ const BY_HOST: [(&str, &[Operation]); 5] = [
     (VERIFY, VERIFICATIONS),
 ];
 
-/// What a path that is in no table is judged as, by method.
-static UNLISTED: [Operation; 3] = [
-    operation("POST", "unknown", "**", Class::Unknown, ALL),
-    operation("DELETE", "unknown", "**", Class::Unknown, ALL),
-    operation("GET", "unknown", "**", Class::Unknown, ALL),
-];
-
-/// Identity by every field of the request.
-const ALL: &[&str] = &[];
-
 static OPERATIONS: LazyLock<Vec<Operation>> = LazyLock::new(|| {
     let all = BY_HOST.iter().flat_map(|(_, operations)| operations.iter());
     all.copied().collect()
@@ -183,53 +177,35 @@ pub(super) fn operations() -> &'static [Operation] {
     &OPERATIONS
 }
 
-/// The operation that a host, a method and a path name, and the ids in the path. A path that is in no table is an
-/// `unknown` operation; `None` only for a method that Twilio's API does not use.
+static ROUTES: LazyLock<Vec<(&str, Routes)>> = LazyLock::new(|| {
+    let of_host = |(host, operations): (&'static str, &'static [Operation])| {
+        let id_in: IdIn = if host == API { core_id } else { plain_id };
+        (host, Routes::new(METHODS, id_in, operations))
+    };
+    BY_HOST.into_iter().map(of_host).collect()
+});
+
+/// The operation that a host, a method and a path name, and the ids in the path; see [`Routes::find`].
 pub(super) fn route(
     host: &str,
     method: &str,
     segments: &[Cow<'_, str>],
 ) -> Option<(&'static Operation, Vec<String>)> {
-    let unlisted = UNLISTED.iter().find(|operation| operation.method == method)?;
-    let (_, here) = BY_HOST.iter().find(|(served, _)| *served == host)?;
-    let mut found = here
-        .iter()
-        .filter(|operation| operation.method == method)
-        .filter_map(|operation| Some((operation, ids(operation.path, host == API, segments)?)));
-    let (Some((operation, ids)), None) = (found.next(), found.next()) else {
-        return Some((unlisted, Vec::new()));
-    };
-    // The list that outlives this call.
-    let same = |known: &&Operation| known.name == operation.name;
-    Some((operations().iter().find(same)?, ids))
+    let (_, routes) = ROUTES.iter().find(|(served, _)| *served == host)?;
+    routes.find(method, segments)
 }
 
-/// The ids of a path, if it has the shape of a template.
-fn ids(template: &str, json: bool, segments: &[Cow<'_, str>]) -> Option<Vec<String>> {
-    let places: Vec<&str> = template.split('/').skip(1).collect();
-    if places.len() != segments.len() {
-        return None;
+/// The core API's paths end in `.json`, behind an id as well.
+fn core_id(segment: &str, is_last: bool) -> Option<&str> {
+    if is_last {
+        plain_id(segment.strip_suffix(".json")?, is_last)
+    } else {
+        plain_id(segment, is_last)
     }
-    let last = segments.len().checked_sub(1)?;
-    let mut ids = Vec::new();
-    for (at, (place, segment)) in places.iter().zip(segments).enumerate() {
-        if *place != "*" {
-            if place != segment {
-                return None;
-            }
-            continue;
-        }
-        let id = if json && at == last {
-            segment.strip_suffix(".json")?
-        } else {
-            segment
-        };
-        if !is_id(id) {
-            return None;
-        }
-        ids.push(id.to_owned());
-    }
-    Some(ids)
+}
+
+fn plain_id(segment: &str, _is_last: bool) -> Option<&str> {
+    is_id(segment).then_some(segment)
 }
 
 /// A SID (two capital letters and 32 hexadecimal digits), a country (`US`), or a phone number (`+` and digits).
@@ -242,83 +218,20 @@ fn is_id(text: &str) -> bool {
         || ((1..=20).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
-const fn read(name: &'static str, path: &'static str) -> Operation {
-    operation("GET", name, path, Class::Read, ALL)
-}
-
-const fn free(method: &'static str, name: &'static str, path: &'static str) -> Operation {
-    operation(method, name, path, Class::Free, ALL)
-}
-
-const fn send(name: &'static str, path: &'static str, identity_fields: &'static [&'static str]) -> Operation {
-    operation("POST", name, path, Class::Unknown, identity_fields)
-}
-
-const fn operation(
-    method: &'static str,
-    name: &'static str,
-    path: &'static str,
-    class: Class,
-    identity_fields: &'static [&'static str],
-) -> Operation {
-    Operation {
-        name,
-        method,
-        path,
-        class,
-        direction: 0,
-        identity_fields,
-        tagged: false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
-    use crate::request::path;
+    use crate::vendors::table::tests::{all_route_to_themselves, named};
 
     const SID: &str = "AC0123456789abcdef0123456789abcdef";
 
-    fn name(host: &str, method: &str, path: &str) -> (&'static str, usize) {
-        let (operation, ids) = route(host, method, &path::segments(path).unwrap()).unwrap();
-        (operation.name, ids.len())
-    }
-
     #[test]
-    fn every_operation_routes_to_itself_and_names_are_unique() {
+    fn every_operation_routes_to_itself() {
         for (host, operations) in BY_HOST {
-            for operation in operations {
-                let mut path = operation.path.replace('*', SID);
-                if host == API && operation.path.ends_with('*') {
-                    path.push_str(".json");
-                }
-                let stars = operation.path.matches('*').count();
-                assert_eq!(
-                    name(host, operation.method, &path),
-                    (operation.name, stars),
-                    "{path}"
-                );
-            }
-        }
-        let names: BTreeSet<_> = operations().iter().map(|o| o.name).collect();
-        assert_eq!(names.len(), operations().len());
-        let paths: BTreeSet<_> = operations().iter().map(|o| (o.method, o.path)).collect();
-        assert_eq!(paths.len(), operations().len());
-    }
-
-    #[test]
-    fn reads_are_gets_and_nothing_is_priced_here() {
-        for operation in operations() {
-            assert!(
-                operation.class != Class::Money && operation.direction == 0,
-                "{operation:?}"
-            );
-            assert!(
-                operation.class != Class::Read || operation.method == "GET",
-                "{operation:?}"
-            );
+            let suffix = if host == API { ".json" } else { "" };
+            all_route_to_themselves(operations, SID, suffix, &|method, segments| {
+                route(host, method, segments)
+            });
         }
     }
 
@@ -341,7 +254,12 @@ mod tests {
             (VERIFY, "POST", format!("/v2/Services/{SID}/Verifications.json")),
             (PRICING, "GET", "/v1/Messaging/Countries/USA".to_owned()),
         ] {
-            assert_eq!(name(host, method, &path).0, "unknown", "{method} {host}{path}");
+            let at_host = |method: &str, segments: &[Cow<'_, str>]| route(host, method, segments);
+            assert_eq!(
+                named(&at_host, method, &path).0,
+                "unknown",
+                "{method} {host}{path}"
+            );
         }
         assert!(route(API, "PUT", &[Cow::Borrowed("2010-04-01")]).is_none());
     }

@@ -3,8 +3,8 @@
 //! Operations of stripe-python 16.1.0 (API version 2026-10-28.endive), classified by what their parameters and results can do.
 //! Two of them are free only without certain fields; see `estimate.rs`.
 
-use super::free;
 use crate::vendors::Operation;
+use crate::vendors::table::free;
 
 #[rustfmt::skip]
 pub(super) const FREE: &[Operation] = &[

@@ -1,8 +1,8 @@
 //! Every read of Stripe's API: the 290 GET operations of stripe-python 16.1.0 (API version 2026-10-28.endive), by path.
 //! No GET of Stripe's moves money or changes anything.
 
-use super::read;
 use crate::vendors::Operation;
+use crate::vendors::table::read;
 
 #[rustfmt::skip]
 pub(super) const READS: &[Operation] = &[

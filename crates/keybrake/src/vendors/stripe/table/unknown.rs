@@ -5,8 +5,8 @@
 //! credit, are billed by Stripe itself (identity checks, tax), or act on test objects.
 //! `treasury.financial_accounts.close` is among them because its `forwarding_settings` move the balance.
 
-use super::unknown;
 use crate::vendors::Operation;
+use crate::vendors::table::unknown;
 
 #[rustfmt::skip]
 pub(super) const UNKNOWN: &[Operation] = &[
