@@ -1,6 +1,12 @@
 //! What a call costs: one folder for each vendor, and the table of vendors.
+//!
+//! A file of this folder that is named as one of a vendor's (`table.rs`, `recognise.rs`, `read.rs`, `reply.rs`) has what
+//! theirs share.
 
 mod catalogue;
+mod credential;
+mod read;
+mod recognise;
 mod reply;
 pub mod resend;
 pub mod stripe;
@@ -108,11 +114,16 @@ impl std::fmt::Debug for Recognised {
 impl Recognised {
     /// The value of a field, if it is there (a field is there at most once).
     pub fn field(&self, name: &str) -> Option<&str> {
-        self.fields
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        field(&self.fields, name)
     }
+}
+
+/// The value of a field, if it is there.
+fn field<'a>(fields: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    fields
+        .iter()
+        .find(|(key, _)| key == name)
+        .map(|(_, value)| value.as_str())
 }
 
 /// What a call may cost, as far as the request tells.
@@ -298,6 +309,9 @@ pub struct Unresolved<'a> {
 }
 
 /// One vendor: how its calls are recognised, what they cost, and what its replies mean. Pure; no I/O.
+///
+/// A method has a body here only where that is the answer that refuses most: a vendor that forgets it lets less
+/// through, never more. All others have to be written, if only to say that there is nothing to do.
 pub trait Vendor: Send + Sync + std::fmt::Debug {
     /// Name in policies and budgets, such as `stripe`.
     fn name(&self) -> &'static str;
@@ -315,35 +329,46 @@ pub trait Vendor: Send + Sync + std::fmt::Debug {
     fn secret_form(&self) -> &'static str;
 
     /// The account that a secret belongs to, for vendors whose secrets and paths name it (Twilio). No call reaches
-    /// another one with that secret.
-    fn account(&self, _secret: &str) -> Option<String> {
-        None
-    }
+    /// another one with that secret; with `None` the policy alone says which accounts it reaches.
+    fn account(&self, secret: &str) -> Option<String>;
 
     /// The URL with the secret's own account in the place where the caller left it open; `None` when there is no such
     /// place, or the caller named an account.
+    ///
+    /// By default `None`: a place that was left open stays so, and is refused as another account than the secret's.
     fn with_account(&self, _url: &str, _account: &str) -> Option<String> {
         None
     }
 
     /// Whether its inquiries compare the fields of a call. Where they do not, the ledger keeps keyed hashes of the fields
     /// that identify it, which tell two calls apart as well: never a number, an address or a text.
+    ///
+    /// By default they do not: nothing of the caller's is kept.
     fn compares_fields(&self) -> bool {
-        true
+        false
     }
 
     /// Whether an SDK of this vendor can be set to send a call again after a 429. Its denials are then never a 429:
     /// a refusal is final.
+    ///
+    /// By default it can.
     fn resends_429(&self) -> bool {
-        false
+        true
     }
 
     /// Headers that carry the secret.
     fn credentials(&self, secret: &str) -> Vec<(String, zeroize::Zeroizing<String>)>;
 
-    /// Whether a header of the caller's is sent on (any case). Credentials, `Host`, framing and the idempotency
-    /// key are never: they are put on by us.
-    fn forwards(&self, header: &str) -> bool;
+    /// The headers of the caller's that are sent on, in lower case. Credentials, `Host`, framing and the idempotency key
+    /// are never among them: they are put on by us.
+    fn forwarded(&self) -> &'static [&'static str];
+
+    /// Whether a header of the caller's is sent on (any case): one of [`forwarded`](Self::forwarded), no other.
+    fn forwards(&self, header: &str) -> bool {
+        self.forwarded()
+            .iter()
+            .any(|name| name.eq_ignore_ascii_case(header))
+    }
 
     /// Headers of the caller's that a read about its call has to repeat, such as the account. Never a credential.
     fn read_headers(&self) -> &'static [&'static str];
@@ -353,11 +378,19 @@ pub trait Vendor: Send + Sync + std::fmt::Debug {
     fn takes_idempotency_key(&self, call: &Call) -> bool;
 
     /// One read that tells the customer of a call that names only an object (a PaymentIntent update, say), for
-    /// policies with customer rules; `None` when there is no such read or the request names the customer.
+    /// policies with customer rules; `None` when there is no such read or the request names the customer. What it leaves
+    /// out is judged by the customer that the request names.
     fn owner_lookup(&self, recognised: &Recognised) -> Option<Lookup>;
 
     /// Reads the reply of an [`owner_lookup`](Self::owner_lookup): the customer, if the object has one.
-    fn read_owner(&self, recognised: &Recognised, reply: &Reply) -> Result<Option<String>, Refusal>;
+    ///
+    /// By default no reply names one, and the call is refused.
+    ///
+    /// # Errors
+    /// `cost_unknown` when the reply does not answer it.
+    fn read_owner(&self, _recognised: &Recognised, _reply: &Reply) -> Result<Option<String>, Refusal> {
+        Err(unasked(self.name()))
+    }
 
     /// Takes the token out of the header where the SDK puts the vendor's key. `None` when there is none.
     fn token(&self, call: &Call) -> Option<String>;
@@ -369,18 +402,46 @@ pub trait Vendor: Send + Sync + std::fmt::Debug {
     fn estimate(&self, recognised: &Recognised, count_at_creation: bool) -> Result<Estimate, Refusal>;
 
     /// Reads a lookup's reply.
-    fn read_lookup(&self, recognised: &Recognised, reply: &Reply) -> Result<LookupAnswer, Refusal>;
+    ///
+    /// By default no reply tells a cost, and the call is refused.
+    ///
+    /// # Errors
+    /// `cost_unknown` when the reply does not answer it.
+    fn read_lookup(&self, _recognised: &Recognised, _reply: &Reply) -> Result<LookupAnswer, Refusal> {
+        Err(unasked(self.name()))
+    }
 
     /// Writes fields into the body (pins and our tag), returning the bytes to send. Appends only; the caller's
     /// bytes stay as they are.
-    fn append_fields(&self, call: &Call, fields: &[(String, String)]) -> Result<bytes::Bytes, Refusal>;
+    ///
+    /// By default nothing can be written, and a call that something has to be written into is refused.
+    ///
+    /// # Errors
+    /// `request_malformed` when the body takes no fields.
+    fn append_fields(&self, call: &Call, fields: &[(String, String)]) -> Result<bytes::Bytes, Refusal> {
+        if fields.is_empty() {
+            return Ok(call.body.clone());
+        }
+        Err(recognise::malformed(format!(
+            "nothing is written into calls to {}",
+            self.name()
+        )))
+    }
 
     /// The field that carries our tag, such as `metadata[keybrake]`, if this call can carry one.
-    fn tag_field(&self, recognised: &Recognised) -> Option<&'static str>;
+    ///
+    /// By default none can: an inquiry then never takes an object for this call's.
+    fn tag_field(&self, _recognised: &Recognised) -> Option<&'static str> {
+        None
+    }
 
     /// Whether the body of a 2xx to this call is a document that says nothing about the call: it may be handed on as
     /// it arrives. Only for reads; [`read`](Self::read) then gets the reply without its body.
-    fn streams(&self, recognised: &Recognised) -> bool;
+    ///
+    /// By default none is: every body is read whole, within the limit on its size.
+    fn streams(&self, _recognised: &Recognised) -> bool {
+        false
+    }
 
     /// Reads a reply.
     fn read(&self, recognised: &Recognised, reply: &Reply) -> Reading;
@@ -396,13 +457,30 @@ pub trait Vendor: Send + Sync + std::fmt::Debug {
     fn strip(&self, reply: &Reply) -> Reply;
 
     /// How to ask about an unknown call.
-    fn inquiry(&self, call: &Unresolved<'_>) -> Inquiry;
+    ///
+    /// By default it cannot be asked: the hold stays until a person resolves it.
+    fn inquiry(&self, _call: &Unresolved<'_>) -> Inquiry {
+        Inquiry::None
+    }
 
     /// Reads a page of an inquiry.
-    fn finding(&self, call: &Unresolved<'_>, reply: &Reply) -> Finding;
+    ///
+    /// By default no page settles anything, and the hold stays.
+    fn finding(&self, _call: &Unresolved<'_>, _reply: &Reply) -> Finding {
+        Finding::Unclear("no_inquiry".to_owned())
+    }
 
     /// Decimals of a currency by this vendor's rules; `None` if the vendor does not take it.
-    fn exponent(&self, currency: Currency) -> Option<u8>;
+    ///
+    /// By default it takes none.
+    fn exponent(&self, _currency: Currency) -> Option<u8> {
+        None
+    }
+}
+
+/// A lookup at a vendor that has none.
+fn unasked(vendor: &str) -> Refusal {
+    Refusal::new(Code::CostUnknown, format!("{vendor} is not asked for costs"))
 }
 
 #[cfg(test)]

@@ -5,12 +5,22 @@ use serde_json::Value;
 
 use crate::money::Usd;
 use crate::policy::{BudgetView, Code, Denial};
+use crate::vendors::Reply;
 
 /// Longest wait that is announced: retry layers sleep for it.
 const RETRY_AFTER_MAX_S: i64 = 60;
 
+/// A denial as a reply with this body, which is in the vendor's own shape of an error.
+pub(super) fn denied(denial: &Denial, status: u16, now_ms: i64, body: &Value) -> Reply {
+    Reply {
+        status,
+        headers: headers(denial, now_ms),
+        body: Bytes::from(body.to_string()),
+    }
+}
+
 /// The headers that every denial carries. Lower-case names: stripe-python looks them up so.
-pub(super) fn headers(denial: &Denial, now_ms: i64) -> Vec<(String, String)> {
+fn headers(denial: &Denial, now_ms: i64) -> Vec<(String, String)> {
     let mut headers = vec![
         ("content-type", "application/json".to_owned()),
         ("x-should-retry", "false".to_owned()),
@@ -49,6 +59,30 @@ fn of_budget(headers: &mut Vec<(&str, String)>, budget: &BudgetView, now_ms: i64
     let wait_s = wait_ms.saturating_add(999).checked_div(1_000).unwrap_or(0);
     if wait_s <= RETRY_AFTER_MAX_S {
         headers.push(("retry-after", wait_s.max(1).to_string()));
+    }
+}
+
+/// A reply as it may be recorded: this body, and no other headers than these (cookies are none of them).
+pub(super) fn kept(reply: &Reply, headers: &[&str], body: Bytes) -> Reply {
+    let is_kept = |name: &str| headers.iter().any(|kept| kept.eq_ignore_ascii_case(name));
+    Reply {
+        status: reply.status,
+        headers: reply
+            .headers
+            .iter()
+            .filter(|(name, _)| is_kept(name))
+            .cloned()
+            .collect(),
+        body,
+    }
+}
+
+/// Whether one of these words can be in a JSON body; an escape could spell one, and what is not text could be
+/// compressed.
+pub(super) fn may_spell(body: &[u8], words: &[&str]) -> bool {
+    match std::str::from_utf8(body) {
+        Ok(text) => text.contains("\\u") || words.iter().any(|word| text.contains(word)),
+        Err(_) => true,
     }
 }
 

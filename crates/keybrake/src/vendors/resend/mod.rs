@@ -6,6 +6,9 @@
 //! **The secret** is a Resend API key, `re_…`. Resend has no test mode; `re_test_…`, which it does not make, is a
 //! simulator's. **The vault key** stands where the API key does: `Authorization: Bearer`.
 //!
+//! **Inquiries**: none. The list of e-mails does not show the key they were sent with, so it does not tell this call's from
+//! another program's with the same text. A live caller that repeats the call within 23 hours finds out, by its key.
+//!
 //! Facts are of `resend-openapi` v1.5.0 (fd6f395, 2026-08-21), resend-node 6.38.0, resend-python 2.52.0 and the crate
 //! resend-rs 0.35.1, read 2026-11-21.
 
@@ -14,15 +17,10 @@ mod recognise;
 mod reply;
 mod table;
 
-use bytes::Bytes;
 use zeroize::Zeroizing;
 
-use super::{
-    Class, Estimate, Finding, Inquiry, Lookup, LookupAnswer, Operation, Reading, Recognised, Reply,
-    Unresolved, Vendor,
-};
-use crate::money::Currency;
-use crate::policy::{Code, Denial};
+use super::{Class, Estimate, Lookup, Operation, Reading, Recognised, Reply, Vendor, credential};
+use crate::policy::Denial;
 use crate::request::form::truth;
 use crate::request::{Call, Refusal, authority};
 
@@ -58,21 +56,26 @@ impl Vendor for Resend {
         "re_…"
     }
 
-    fn credentials(&self, secret: &str) -> Vec<(String, Zeroizing<String>)> {
-        let value = Zeroizing::new(format!("Bearer {secret}"));
-        vec![("authorization".to_owned(), value)]
+    /// An API key names no account.
+    fn account(&self, _secret: &str) -> Option<String> {
+        None
     }
 
-    fn forwards(&self, header: &str) -> bool {
-        FORWARDED.iter().any(|name| name.eq_ignore_ascii_case(header))
+    /// No SDK of Resend's sends a call again.
+    fn resends_429(&self) -> bool {
+        false
+    }
+
+    fn credentials(&self, secret: &str) -> Vec<(String, Zeroizing<String>)> {
+        credential::bearer(secret)
+    }
+
+    fn forwarded(&self) -> &'static [&'static str] {
+        FORWARDED
     }
 
     fn read_headers(&self) -> &'static [&'static str] {
         &[]
-    }
-
-    fn compares_fields(&self) -> bool {
-        false
     }
 
     /// `POST /emails` and `POST /emails/batch`: the key is kept for 24 hours, and a repeat is answered with the first
@@ -87,23 +90,9 @@ impl Vendor for Resend {
         None
     }
 
-    fn read_owner(&self, _recognised: &Recognised, _reply: &Reply) -> Result<Option<String>, Refusal> {
-        Ok(None)
-    }
-
-    /// The token of `Authorization: Bearer TOKEN`. Nowhere else, and not when the header is there twice.
+    /// The token of `Authorization: Bearer TOKEN` alone.
     fn token(&self, call: &Call) -> Option<String> {
-        let mut found = call
-            .headers
-            .iter()
-            .filter(|(name, _)| name.eq_ignore_ascii_case("authorization"));
-        let (Some((_, value)), None) = (found.next(), found.next()) else {
-            return None;
-        };
-        let (scheme, token) = value.split_once(' ')?;
-        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        let fits = scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && token.chars().all(plain);
-        fits.then(|| token.to_owned())
+        credential::token(call, |_| None)
     }
 
     fn recognise(&self, call: &Call) -> Result<Recognised, Refusal> {
@@ -119,28 +108,6 @@ impl Vendor for Resend {
             }
             _ => Ok(Estimate::Free),
         }
-    }
-
-    fn read_lookup(&self, _recognised: &Recognised, _reply: &Reply) -> Result<LookupAnswer, Refusal> {
-        Err(Refusal::new(Code::CostUnknown, "Resend is not asked for costs"))
-    }
-
-    fn append_fields(&self, call: &Call, fields: &[(String, String)]) -> Result<Bytes, Refusal> {
-        if fields.is_empty() {
-            return Ok(call.body.clone());
-        }
-        Err(Refusal::new(
-            Code::RequestMalformed,
-            "nothing is written into calls to Resend",
-        ))
-    }
-
-    fn tag_field(&self, _recognised: &Recognised) -> Option<&'static str> {
-        None
-    }
-
-    fn streams(&self, _recognised: &Recognised) -> bool {
-        false
     }
 
     fn read(&self, recognised: &Recognised, reply: &Reply) -> Reading {
@@ -159,24 +126,12 @@ impl Vendor for Resend {
     fn strip(&self, reply: &Reply) -> Reply {
         reply::strip(reply)
     }
-
-    /// The list of e-mails does not show the key they were sent with, so it does not tell this call's from another
-    /// program's with the same text. A live caller that repeats the call within 23 hours finds out, by its key.
-    fn inquiry(&self, _call: &Unresolved<'_>) -> Inquiry {
-        Inquiry::None
-    }
-
-    fn finding(&self, _call: &Unresolved<'_>, _reply: &Reply) -> Finding {
-        Finding::Unclear("no_inquiry".to_owned())
-    }
-
-    fn exponent(&self, _currency: Currency) -> Option<u8> {
-        None
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     #[test]

@@ -7,20 +7,17 @@
 
 use serde_json::Value;
 
-use crate::vendors::{Class, Outcome, Reading, Recognised, Reply};
+use crate::vendors::read::outcome;
+use crate::vendors::{Reading, Recognised, Reply};
+
+/// Statuses with which nothing was sent.
+const REFUSED: &[u16] = &[400, 401, 403, 404, 405, 413, 415, 422, 429];
 
 pub(super) fn read(call: &Recognised, reply: &Reply) -> Reading {
     let body = serde_json::from_slice::<Value>(&reply.body).ok();
     let id = body.as_ref().and_then(id);
-    let outcome = match (call.operation.class, reply.status) {
-        (Class::Read, _) => Outcome::Free,
-        (Class::Free, 200..=299) => Outcome::Free,
-        (_, 200..=299) if is_answer(call, body.as_ref(), id) => Outcome::Executed,
-        (_, 200..=299) => Outcome::Unknown("unreadable_reply".to_owned()),
-        (_, 400 | 401 | 403 | 404 | 405 | 413 | 415 | 422 | 429) => Outcome::DidNotExecute,
-        (_, status) => Outcome::Unknown(format!("http_{status}")),
-    };
-    let mut reading = Reading::of(outcome);
+    let is_answer = is_answer(call, body.as_ref(), id);
+    let mut reading = Reading::of(outcome(call.operation.class, reply.status, is_answer, REFUSED));
     reading.request_id = reply.header("x-request-id").map(str::to_owned);
     if (200..=299).contains(&reply.status) {
         reading.vendor_object = id.map(str::to_owned);

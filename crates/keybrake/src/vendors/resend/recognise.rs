@@ -4,13 +4,15 @@ use super::{HOSTS, Resend, table};
 use crate::policy::Code;
 use crate::request::authority::Target;
 use crate::request::form::Names;
-use crate::request::{Call, Refusal, authority, form, headers, json, path};
+use crate::request::{Call, Refusal, form, headers, json, path};
+use crate::vendors::recognise::{JSON, idempotency_key, malformed, media_type, no_query, query, target};
 use crate::vendors::{Recognised, Vendor as _};
-
-const JSON: &str = "application/json";
 
 /// Most e-mails in one batch.
 const MOST_IN_BATCH: usize = 100;
+
+/// Longest idempotency key, in bytes.
+const LONGEST_KEY: usize = 256;
 
 /// Scope fields, and what an e-mail is made of.
 const NAMES: Names = Names {
@@ -34,8 +36,7 @@ const NAMES: Names = Names {
 type Fields = Vec<(String, String)>;
 
 pub(super) fn recognise(resend: Resend, call: &Call) -> Result<Recognised, Refusal> {
-    let target = authority::split(&call.url, HOSTS)?;
-    headers::check(&call.headers, target.host, call.body.len())?;
+    let target = target(call, HOSTS)?;
     let segments = path::segments(target.path)?;
     let Some((operation, ids)) = table::route(&call.method, &segments) else {
         return Err(Refusal::new(
@@ -59,7 +60,7 @@ pub(super) fn recognise(resend: Resend, call: &Call) -> Result<Recognised, Refus
         host: target.host,
         path: target.path.to_owned(),
         account: None,
-        idempotency_key: idempotency_key(call)?,
+        idempotency_key: idempotency_key(call, LONGEST_KEY)?,
         token: resend.token(call),
         customer: None,
         destination: recipients(emails)?,
@@ -72,14 +73,7 @@ pub(super) fn recognise(resend: Resend, call: &Call) -> Result<Recognised, Refus
 /// The fields of the query (GET, DELETE) or of the body (POST, PATCH).
 fn fields(call: &Call, target: &Target<'_>) -> Result<Fields, Refusal> {
     if matches!(call.method.as_str(), "GET" | "DELETE") {
-        if !call.body.is_empty() {
-            return Err(malformed(format!("a {} has no body", call.method)));
-        }
-        return match target.query {
-            Some("") => Err(malformed("the URL has an empty query (a ? at its end)")),
-            Some(query) => form::parse(query.as_bytes(), &NAMES),
-            None => Ok(Vec::new()),
-        };
+        return query(call, target)?.map_or(Ok(Vec::new()), |query| form::parse(query.as_bytes(), &NAMES));
     }
     if has_body(call, target)? {
         json::fields(&call.body, &NAMES)
@@ -108,19 +102,11 @@ fn batch(call: &Call, target: &Target<'_>) -> Result<Vec<Fields>, Refusal> {
 
 /// Whether a POST or PATCH has a body; then it is JSON.
 fn has_body(call: &Call, target: &Target<'_>) -> Result<bool, Refusal> {
-    if target.query.is_some() {
-        return Err(malformed(format!(
-            "a {} has no query; write its fields into the body",
-            call.method
-        )));
-    }
+    no_query(call, target)?;
     if call.body.is_empty() {
         return Ok(false);
     }
-    match headers::get(&call.headers, "content-type") {
-        Some(value) if headers::is_media_type(value, JSON) => Ok(true),
-        _ => Err(malformed(format!("the Content-Type of this operation is {JSON}"))),
-    }
+    media_type(call, JSON).map(|()| true)
 }
 
 /// All fields of a batch under names of their own: `emails[0][to]`.
@@ -167,17 +153,4 @@ fn is_numbered(name: &str, head: &str) -> bool {
     let inner = rest.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     rest.is_empty()
         || inner.is_some_and(|inner| !inner.is_empty() && inner.bytes().all(|b| b.is_ascii_digit()))
-}
-
-fn idempotency_key(call: &Call) -> Result<Option<String>, Refusal> {
-    match headers::get(&call.headers, "idempotency-key") {
-        Some(key) if key.is_empty() || key.len() > 256 => {
-            Err(malformed("an idempotency key has 1 to 256 characters"))
-        }
-        key => Ok(key.map(str::to_owned)),
-    }
-}
-
-fn malformed(what: impl Into<String>) -> Refusal {
-    Refusal::new(Code::RequestMalformed, what)
 }

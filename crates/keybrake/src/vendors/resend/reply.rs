@@ -1,6 +1,5 @@
 //! Replies that we make or keep: a denial in the shape Resend's SDKs expect, and a reply that may be recorded.
 
-use bytes::Bytes;
 use serde_json::json;
 
 use crate::policy::Denial;
@@ -15,11 +14,7 @@ pub(super) fn refusal(denial: &Denial, status: u16, now_ms: i64) -> Reply {
         "message": denial.message,
         "keybrake": denial,
     });
-    Reply {
-        status,
-        headers: vendors::reply::headers(denial, now_ms),
-        body: Bytes::from(body.to_string()),
-    }
+    vendors::reply::denied(denial, status, now_ms, &body)
 }
 
 /// Headers of a recorded reply. All others are left out.
@@ -30,17 +25,8 @@ const SECRETS: [&str; 3] = ["token", "secret", "signing_secret"];
 
 /// A reply as it may be recorded. A body that is not JSON is dropped.
 pub(super) fn strip(reply: &Reply) -> Reply {
-    let headers = reply
-        .headers
-        .iter()
-        .filter(|(name, _)| KEPT_HEADERS.iter().any(|kept| kept.eq_ignore_ascii_case(name)))
-        .cloned()
-        .collect();
-    Reply {
-        status: reply.status,
-        headers,
-        body: vendors::reply::without(&reply.body, &SECRETS).unwrap_or_default(),
-    }
+    let body = vendors::reply::without(&reply.body, &SECRETS).unwrap_or_default();
+    vendors::reply::kept(reply, &KEPT_HEADERS, body)
 }
 
 #[cfg(test)]

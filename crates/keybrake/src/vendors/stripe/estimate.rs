@@ -12,6 +12,7 @@ use crate::money::Currency;
 use crate::policy::Code;
 use crate::request::Refusal;
 use crate::request::form::{truth, whole_number};
+use crate::vendors::recognise::malformed;
 use crate::vendors::{Class, Estimate, Exposure, Lookup, LookupAnswer, Recognised, Reply};
 
 pub(super) fn estimate(call: &Recognised, count_at_creation: bool) -> Result<Estimate, Refusal> {
@@ -370,10 +371,6 @@ fn optional(call: &Recognised, name: &str) -> Result<Option<i64>, Refusal> {
             ))
         }),
     }
-}
-
-fn malformed(what: impl Into<String>) -> Refusal {
-    Refusal::new(Code::RequestMalformed, what)
 }
 
 /// A lookup that does not answer. The message carries nothing of the vendor's data.

@@ -13,17 +13,16 @@ mod redact;
 mod reply;
 mod table;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use zeroize::Zeroizing;
 
+use super::recognise::{FORM, malformed};
 use super::{
     Estimate, Finding, Inquiry, Lookup, LookupAnswer, Operation, Reading, Recognised, Reply, Unresolved,
-    Vendor,
+    Vendor, credential,
 };
 use crate::money::{Currency, VendorAmount};
-use crate::policy::{Code, Denial};
+use crate::policy::Denial;
 use crate::request::{Call, Refusal, authority, form, headers};
 
 const HOSTS: &[&str] = &[table::API, table::FILES, table::CONNECT, table::METER];
@@ -81,13 +80,26 @@ impl Vendor for Stripe {
         "sk_… or rk_…"
     }
 
-    fn credentials(&self, secret: &str) -> Vec<(String, Zeroizing<String>)> {
-        let value = Zeroizing::new(format!("Bearer {secret}"));
-        vec![("authorization".to_owned(), value)]
+    /// Which connected accounts a key reaches is the policy's to say.
+    fn account(&self, _secret: &str) -> Option<String> {
+        None
     }
 
-    fn forwards(&self, header: &str) -> bool {
-        FORWARDED.iter().any(|name| name.eq_ignore_ascii_case(header))
+    fn compares_fields(&self) -> bool {
+        true
+    }
+
+    /// Its SDKs obey `Stripe-Should-Retry`, which every denial has.
+    fn resends_429(&self) -> bool {
+        false
+    }
+
+    fn credentials(&self, secret: &str) -> Vec<(String, Zeroizing<String>)> {
+        credential::bearer(secret)
+    }
+
+    fn forwarded(&self) -> &'static [&'static str] {
+        FORWARDED
     }
 
     fn read_headers(&self) -> &'static [&'static str] {
@@ -106,26 +118,9 @@ impl Vendor for Stripe {
     }
 
     /// The token of `Authorization: Bearer TOKEN`, or the user name of `Authorization: Basic` without a password, as
-    /// `curl -u TOKEN:` sends it. Nowhere else, and not when the header is there twice.
+    /// `curl -u TOKEN:` sends it.
     fn token(&self, call: &Call) -> Option<String> {
-        let mut found = call
-            .headers
-            .iter()
-            .filter(|(name, _)| name.eq_ignore_ascii_case("authorization"));
-        let (Some((_, value)), None) = (found.next(), found.next()) else {
-            return None;
-        };
-        let (scheme, rest) = value.split_once(' ')?;
-        let token = if scheme.eq_ignore_ascii_case("bearer") {
-            rest.to_owned()
-        } else if scheme.eq_ignore_ascii_case("basic") {
-            let pair = String::from_utf8(STANDARD.decode(rest).ok()?).ok()?;
-            pair.strip_suffix(':')?.to_owned()
-        } else {
-            return None;
-        };
-        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        (!token.is_empty() && token.chars().all(plain)).then_some(token)
+        credential::token(call, |pair| pair.strip_suffix(':'))
     }
 
     fn recognise(&self, call: &Call) -> Result<Recognised, Refusal> {
@@ -154,14 +149,10 @@ impl Vendor for Stripe {
         if fields.is_empty() {
             return Ok(call.body.clone());
         }
-        let is_form = headers::get(&call.headers, "content-type").map_or(call.body.is_empty(), |value| {
-            headers::is_media_type(value, recognise::FORM)
-        });
+        let is_form = headers::get(&call.headers, "content-type")
+            .map_or(call.body.is_empty(), |value| headers::is_media_type(value, FORM));
         if !is_form || call.method != "POST" {
-            return Err(Refusal::new(
-                Code::RequestMalformed,
-                "fields can only be added to a form",
-            ));
+            return Err(malformed("fields can only be added to a form"));
         }
         Ok(form::append(&call.body, fields).into())
     }

@@ -7,12 +7,14 @@ use super::{HOSTS, Stripe, TAG};
 use crate::policy::Code;
 use crate::request::authority::Target;
 use crate::request::form::Names;
-use crate::request::{Call, Refusal, authority, form, headers, json, path};
-use crate::vendors::{Operation, Recognised, Vendor as _};
+use crate::request::{Call, Refusal, form, headers, json, path};
+use crate::vendors::recognise::{
+    FORM, JSON, idempotency_key, malformed, media_type, no_query, query, target,
+};
+use crate::vendors::{Operation, Recognised, Vendor as _, field};
 
-/// Media type of v1 writes.
-pub(super) const FORM: &str = "application/x-www-form-urlencoded";
-const JSON: &str = "application/json";
+/// Longest idempotency key, in bytes.
+const LONGEST_KEY: usize = 255;
 
 /// Money and scope fields of v1 forms.
 const V1: Names = Names {
@@ -48,8 +50,7 @@ const V2: Names = Names {
 };
 
 pub(super) fn recognise(stripe: Stripe, call: &Call) -> Result<Recognised, Refusal> {
-    let target = authority::split(&call.url, HOSTS)?;
-    headers::check(&call.headers, target.host, call.body.len())?;
+    let target = target(call, HOSTS)?;
     let segments = path::segments(target.path)?;
     let version = segments.first().map_or("", |first| first.as_ref());
     let (operation, ids) = find(&call.method, &target, version, &segments)?;
@@ -66,14 +67,14 @@ pub(super) fn recognise(stripe: Stripe, call: &Call) -> Result<Recognised, Refus
         "transfer_data[destination]",
     ]
     .iter()
-    .find_map(|name| value(&fields, name))
+    .find_map(|name| field(&fields, name))
     .map(str::to_owned);
     Ok(Recognised {
         operation,
         host: target.host,
         path: target.path.to_owned(),
         account: account(call)?,
-        idempotency_key: idempotency_key(call)?,
+        idempotency_key: idempotency_key(call, LONGEST_KEY)?,
         token: stripe.token(call),
         customer,
         destination,
@@ -115,32 +116,13 @@ fn fields(
     version: &str,
 ) -> Result<Vec<(String, String)>, Refusal> {
     if call.method != "POST" {
-        if !call.body.is_empty() {
-            return Err(malformed(format!("a {} has no body", call.method)));
-        }
-        return match target.query {
-            Some("") => Err(malformed("the URL has an empty query (a ? at its end)")),
-            Some(query) => form::parse(query.as_bytes(), &V1),
-            None => Ok(Vec::new()),
-        };
+        return query(call, target)?.map_or(Ok(Vec::new()), |query| form::parse(query.as_bytes(), &V1));
     }
-    if target.query.is_some() {
-        return Err(malformed("a POST has no query; write its fields into the body"));
-    }
-    let content_type = headers::get(&call.headers, "content-type");
+    no_query(call, target)?;
     if operation.name == "files.create" {
-        return upload(call, content_type);
+        return upload(call);
     }
-    let expected = if version == "v2" { JSON } else { FORM };
-    match content_type {
-        Some(value) if headers::is_media_type(value, expected) => {}
-        None if call.body.is_empty() => {}
-        _ => {
-            return Err(malformed(format!(
-                "the Content-Type of this operation is {expected}"
-            )));
-        }
-    }
+    media_type(call, if version == "v2" { JSON } else { FORM })?;
     if version != "v2" {
         form::parse(&call.body, &V1)
     } else if call.body.is_empty() {
@@ -152,8 +134,8 @@ fn fields(
 
 /// An upload is `multipart/form-data` with a plain boundary that the body begins with. What is uploaded costs nothing
 /// and is not read.
-fn upload(call: &Call, content_type: Option<&str>) -> Result<Vec<(String, String)>, Refusal> {
-    let boundary = content_type
+fn upload(call: &Call) -> Result<Vec<(String, String)>, Refusal> {
+    let boundary = headers::get(&call.headers, "content-type")
         .and_then(|value| value.strip_prefix("multipart/form-data;"))
         .and_then(|rest| rest.trim_start().strip_prefix("boundary="))
         .map(|rest| {
@@ -192,7 +174,7 @@ fn customer(
         .flatten();
     let mut found = in_path;
     for name in ["customer", "customer_account"] {
-        let Some(named) = value(fields, name).filter(|value| !value.is_empty()) else {
+        let Some(named) = field(fields, name).filter(|value| !value.is_empty()) else {
             continue;
         };
         if found.is_some_and(|known| known != named) {
@@ -237,24 +219,4 @@ fn is_scope(value: &str) -> bool {
         && value
             .split('/')
             .all(|part| !part.is_empty() && part.bytes().all(plain))
-}
-
-fn idempotency_key(call: &Call) -> Result<Option<String>, Refusal> {
-    match headers::get(&call.headers, "idempotency-key") {
-        Some(key) if key.is_empty() || key.len() > 255 => {
-            Err(malformed("an idempotency key has 1 to 255 characters"))
-        }
-        key => Ok(key.map(str::to_owned)),
-    }
-}
-
-fn value<'a>(fields: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    fields
-        .iter()
-        .find(|(key, _)| key == name)
-        .map(|(_, value)| value.as_str())
-}
-
-fn malformed(what: impl Into<String>) -> Refusal {
-    Refusal::new(Code::RequestMalformed, what)
 }

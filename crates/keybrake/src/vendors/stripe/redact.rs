@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use crate::vendors::Reply;
+use crate::vendors::{self, Reply};
 
 /// What stands where a secret was inside a text.
 const GONE: &str = "redacted";
@@ -16,7 +16,7 @@ const LEAST_SECRET: usize = 8;
 /// The reply without client secrets: members of that name are null, and their values are taken out of every other
 /// text, such as a `next_action`'s URL. A body that could hold one and cannot be read is replaced.
 pub(super) fn redacted(mut reply: Reply) -> Reply {
-    if !may_hold_secrets(&reply.body) {
+    if !vendors::reply::may_spell(&reply.body, &["secret"]) {
         return reply;
     }
     let mut body = serde_json::from_slice::<Value>(&reply.body).unwrap_or_else(|_| unreadable());
@@ -39,14 +39,6 @@ pub(super) fn redacted(mut reply: Reply) -> Reply {
         value.clone_from(&length);
     }
     reply
-}
-
-/// Whether a client secret can be in it; an escape could spell one, and what is not text could be compressed.
-fn may_hold_secrets(body: &[u8]) -> bool {
-    match std::str::from_utf8(body) {
-        Ok(text) => ["secret", "\\u"].iter().any(|word| text.contains(word)),
-        Err(_) => true,
-    }
 }
 
 /// An error that every SDK of Stripe's reads, in place of one that cannot be.

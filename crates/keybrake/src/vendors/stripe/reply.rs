@@ -1,6 +1,5 @@
 //! Replies that we make or keep: a denial in the shape Stripe's SDKs expect, and a reply that may be recorded.
 
-use bytes::Bytes;
 use serde_json::json;
 
 use crate::policy::{Code, Denial};
@@ -22,13 +21,11 @@ pub(super) fn refusal(denial: &Denial, status: u16, now_ms: i64) -> Reply {
             "keybrake": denial,
         }
     });
-    let mut headers = vendors::reply::headers(denial, now_ms);
-    headers.push(("stripe-should-retry".to_owned(), "false".to_owned()));
-    Reply {
-        status,
-        headers,
-        body: Bytes::from(body.to_string()),
-    }
+    let mut reply = vendors::reply::denied(denial, status, now_ms, &body);
+    reply
+        .headers
+        .push(("stripe-should-retry".to_owned(), "false".to_owned()));
+    reply
 }
 
 /// Headers of a recorded reply. All others (cookies among them) are left out.
@@ -47,30 +44,10 @@ const SECRETS: [&str; 3] = ["client_secret", "secret", "payload"];
 /// A reply as it may be recorded: without client secrets, cookies and the like. A body in which something of that
 /// kind is written, and that is not JSON, is dropped.
 pub(super) fn strip(reply: &Reply) -> Reply {
-    let headers = reply
-        .headers
-        .iter()
-        .filter(|(name, _)| KEPT_HEADERS.iter().any(|kept| kept.eq_ignore_ascii_case(name)))
-        .cloned()
-        .collect();
-    let body = if may_hold_secrets(&reply.body) {
+    let body = if vendors::reply::may_spell(&reply.body, &["secret", "payload"]) {
         vendors::reply::without(&reply.body, &SECRETS).unwrap_or_default()
     } else {
         reply.body.clone()
     };
-    Reply {
-        status: reply.status,
-        headers,
-        body,
-    }
-}
-
-/// Whether a member of these names can be in it; an escape could spell one.
-fn may_hold_secrets(body: &[u8]) -> bool {
-    match std::str::from_utf8(body) {
-        Ok(text) => ["secret", "payload", "\\u"]
-            .iter()
-            .any(|word| text.contains(word)),
-        Err(_) => true,
-    }
+    vendors::reply::kept(reply, &KEPT_HEADERS, body)
 }

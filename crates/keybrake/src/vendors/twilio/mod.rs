@@ -10,6 +10,10 @@
 //! **The vault key** stands where the auth token does: the password of Basic, with any account SID as the user.
 //! [`OWN_ACCOUNT`] as the account SID stands for the secret's own account, so that an SDK can be made without knowing it.
 //!
+//! **Inquiries**: none. A listing by recipient and day does not tell this call's message from another program's with the
+//! same text, and an empty one proves nothing either, because messages of a Messaging Service are listed when they are
+//! sent.
+//!
 //! Facts are of `twilio-oai` d50069b (2026-04-14), twilio-node 6.2.0 and twilio-python 9.13.0, read 2026-11-21.
 
 mod read;
@@ -19,15 +23,10 @@ mod table;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
 use zeroize::Zeroizing;
 
-use super::{
-    Class, Estimate, Finding, Inquiry, Lookup, LookupAnswer, Operation, Reading, Recognised, Reply,
-    Unresolved, Vendor,
-};
-use crate::money::Currency;
-use crate::policy::{Code, Denial};
+use super::{Class, Estimate, Lookup, Operation, Reading, Recognised, Reply, Vendor, credential};
+use crate::policy::Denial;
 use crate::request::{Call, Refusal};
 
 /// The account SID that stands for the secret's own account in a path. Twilio gives it to nobody, so a secret with it
@@ -126,15 +125,6 @@ impl Vendor for Twilio {
         ends.then(|| format!("https://{}/2010-04-01/Accounts/{account}{rest}", table::API))
     }
 
-    fn compares_fields(&self) -> bool {
-        false
-    }
-
-    /// twilio-node with `autoRetry: true` does.
-    fn resends_429(&self) -> bool {
-        true
-    }
-
     fn secret_form(&self) -> &'static str {
         "AC…:TOKEN, or AC…:SK…:SECRET with an API key"
     }
@@ -149,8 +139,13 @@ impl Vendor for Twilio {
         vec![("authorization".to_owned(), value)]
     }
 
-    fn forwards(&self, header: &str) -> bool {
-        FORWARDED.iter().any(|name| name.eq_ignore_ascii_case(header))
+    fn forwarded(&self) -> &'static [&'static str] {
+        FORWARDED
+    }
+
+    /// twilio-node with `autoRetry: true` does.
+    fn resends_429(&self) -> bool {
+        true
     }
 
     fn read_headers(&self) -> &'static [&'static str] {
@@ -166,33 +161,13 @@ impl Vendor for Twilio {
         None
     }
 
-    fn read_owner(&self, _recognised: &Recognised, _reply: &Reply) -> Result<Option<String>, Refusal> {
-        Ok(None)
-    }
-
     /// The password of `Authorization: Basic`, where the auth token (or an API key's secret) used to be, or the user when
-    /// there is no password, as `curl -u TOKEN:` sends it; or `Authorization: Bearer TOKEN`. Nowhere else, and not when
-    /// the header is there twice.
+    /// there is no password, as `curl -u TOKEN:` sends it; or `Authorization: Bearer TOKEN`.
     fn token(&self, call: &Call) -> Option<String> {
-        let mut found = call
-            .headers
-            .iter()
-            .filter(|(name, _)| name.eq_ignore_ascii_case("authorization"));
-        let (Some((_, value)), None) = (found.next(), found.next()) else {
-            return None;
-        };
-        let (scheme, rest) = value.split_once(' ')?;
-        let token = if scheme.eq_ignore_ascii_case("bearer") {
-            rest.to_owned()
-        } else if scheme.eq_ignore_ascii_case("basic") {
-            let pair = String::from_utf8(STANDARD.decode(rest).ok()?).ok()?;
+        credential::token(call, |pair| {
             let (user, password) = pair.split_once(':')?;
-            if password.is_empty() { user } else { password }.to_owned()
-        } else {
-            return None;
-        };
-        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        (!token.is_empty() && token.chars().all(plain)).then_some(token)
+            Some(if password.is_empty() { user } else { password })
+        })
     }
 
     fn recognise(&self, call: &Call) -> Result<Recognised, Refusal> {
@@ -213,28 +188,6 @@ impl Vendor for Twilio {
         }
     }
 
-    fn read_lookup(&self, _recognised: &Recognised, _reply: &Reply) -> Result<LookupAnswer, Refusal> {
-        Err(Refusal::new(Code::CostUnknown, "Twilio is not asked for costs"))
-    }
-
-    fn append_fields(&self, call: &Call, fields: &[(String, String)]) -> Result<Bytes, Refusal> {
-        if fields.is_empty() {
-            return Ok(call.body.clone());
-        }
-        Err(Refusal::new(
-            Code::RequestMalformed,
-            "nothing is written into calls to Twilio",
-        ))
-    }
-
-    fn tag_field(&self, _recognised: &Recognised) -> Option<&'static str> {
-        None
-    }
-
-    fn streams(&self, _recognised: &Recognised) -> bool {
-        false
-    }
-
     fn read(&self, recognised: &Recognised, reply: &Reply) -> Reading {
         read::read(recognised, reply)
     }
@@ -251,20 +204,6 @@ impl Vendor for Twilio {
     fn strip(&self, reply: &Reply) -> Reply {
         reply::strip(reply)
     }
-
-    /// A listing by recipient and day does not tell this call's message from another program's with the same text, and an
-    /// empty one proves nothing either, because messages of a Messaging Service are listed when they are sent.
-    fn inquiry(&self, _call: &Unresolved<'_>) -> Inquiry {
-        Inquiry::None
-    }
-
-    fn finding(&self, _call: &Unresolved<'_>, _reply: &Reply) -> Finding {
-        Finding::Unclear("no_inquiry".to_owned())
-    }
-
-    fn exponent(&self, _currency: Currency) -> Option<u8> {
-        None
-    }
 }
 
 /// `Status=completed` or `canceled` and nothing else ends a call.
@@ -277,6 +216,8 @@ fn only_hangs_up(recognised: &Recognised) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     const ACCOUNT: &str = "AC0123456789abcdef0123456789abcdef";

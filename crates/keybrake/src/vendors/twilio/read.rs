@@ -7,7 +7,11 @@
 
 use serde_json::Value;
 
-use crate::vendors::{Class, Outcome, Reading, Recognised, Reply};
+use crate::vendors::read::outcome;
+use crate::vendors::{Reading, Recognised, Reply};
+
+/// Statuses with which nothing was done.
+const REFUSED: &[u16] = &[400, 401, 403, 404, 405, 406, 410, 413, 414, 415, 422, 429];
 
 pub(super) fn read(call: &Recognised, reply: &Reply) -> Reading {
     let body = serde_json::from_slice::<Value>(&reply.body).ok();
@@ -16,16 +20,9 @@ pub(super) fn read(call: &Recognised, reply: &Reply) -> Reading {
         .and_then(|body| body.get("sid"))
         .and_then(Value::as_str)
         .filter(|sid| !sid.is_empty());
-    let outcome = match (call.operation.class, reply.status) {
-        (Class::Read, _) => Outcome::Free,
-        (Class::Free, 200..=299) => Outcome::Free,
-        // An operation that is in no table may answer with anything.
-        (_, 200..=299) if sid.is_some() || call.operation.is_unlisted() => Outcome::Executed,
-        (_, 200..=299) => Outcome::Unknown("unreadable_reply".to_owned()),
-        (_, 400 | 401 | 403 | 404 | 405 | 406 | 410 | 413 | 414 | 415 | 422 | 429) => Outcome::DidNotExecute,
-        (_, status) => Outcome::Unknown(format!("http_{status}")),
-    };
-    let mut reading = Reading::of(outcome);
+    // An operation that is in no table may answer with anything.
+    let is_answer = sid.is_some() || call.operation.is_unlisted();
+    let mut reading = Reading::of(outcome(call.operation.class, reply.status, is_answer, REFUSED));
     reading.request_id = reply.header("twilio-request-id").map(str::to_owned);
     if (200..=299).contains(&reply.status) {
         reading.vendor_object = sid.map(str::to_owned);

@@ -7,10 +7,13 @@ use super::{HOSTS, Twilio, is_sid};
 use crate::policy::Code;
 use crate::request::authority::Target;
 use crate::request::form::Names;
-use crate::request::{Call, Refusal, authority, form, headers, path};
-use crate::vendors::{Operation, Recognised, Vendor as _};
+use crate::request::{Call, Refusal, form, path};
+use crate::vendors::recognise::{FORM, idempotency_key, malformed, media_type, no_query, query, target};
+use crate::vendors::{Operation, Recognised, Vendor as _, field};
 
-const FORM: &str = "application/x-www-form-urlencoded";
+/// Longest idempotency key, in bytes. A key of the caller's tells its repeats apart here; Twilio takes none, so it goes
+/// no further.
+const LONGEST_KEY: usize = 255;
 
 /// Scope fields, and what a message or a call is made of.
 const NAMES: Names = Names {
@@ -50,8 +53,7 @@ const LISTS: &[&str] = &[
 ];
 
 pub(super) fn recognise(twilio: Twilio, call: &Call) -> Result<Recognised, Refusal> {
-    let target = authority::split(&call.url, HOSTS)?;
-    headers::check(&call.headers, target.host, call.body.len())?;
+    let target = target(call, HOSTS)?;
     let path = numbers_escaped(&target);
     let segments = path::segments(&path)?;
     let Some((operation, ids)) = table::route(target.host, &call.method, &segments) else {
@@ -59,7 +61,7 @@ pub(super) fn recognise(twilio: Twilio, call: &Call) -> Result<Recognised, Refus
     };
     let account = account(&target, &segments)?;
     let fields = fields(call, &target)?;
-    let to = value(&fields, "To");
+    let to = field(&fields, "To");
     if needs_recipient(operation) && to.is_none_or(str::is_empty) {
         return Err(malformed("To is missing"));
     }
@@ -68,7 +70,7 @@ pub(super) fn recognise(twilio: Twilio, call: &Call) -> Result<Recognised, Refus
         host: target.host,
         path: target.path.to_owned(),
         account,
-        idempotency_key: idempotency_key(call)?,
+        idempotency_key: idempotency_key(call, LONGEST_KEY)?,
         token: twilio.token(call),
         customer: None,
         destination: to.map(str::to_owned),
@@ -122,30 +124,14 @@ const fn needs_recipient(operation: &Operation) -> bool {
 /// The fields of the query (GET, DELETE) or of the body (POST).
 fn fields(call: &Call, target: &Target<'_>) -> Result<Vec<(String, String)>, Refusal> {
     if call.method != "POST" {
-        if !call.body.is_empty() {
-            return Err(malformed(format!("a {} has no body", call.method)));
-        }
-        return match target.query {
-            Some("") => Err(malformed("the URL has an empty query (a ? at its end)")),
-            // Lists take `DateSent>=…`: a name that ends in an inequality sign.
-            Some(query) => form::parse(
-                query
-                    .replace("%3E=", "_after=")
-                    .replace("%3C=", "_before=")
-                    .as_bytes(),
-                &NAMES,
-            ),
-            None => Ok(Vec::new()),
-        };
+        // Lists take `DateSent>=…`: a name that ends in an inequality sign.
+        let plain = |query: &str| query.replace("%3E=", "_after=").replace("%3C=", "_before=");
+        return query(call, target)?.map_or(Ok(Vec::new()), |query| {
+            form::parse(plain(query).as_bytes(), &NAMES)
+        });
     }
-    if target.query.is_some() {
-        return Err(malformed("a POST has no query; write its fields into the body"));
-    }
-    match headers::get(&call.headers, "content-type") {
-        Some(value) if headers::is_media_type(value, FORM) => {}
-        None if call.body.is_empty() => {}
-        _ => return Err(malformed(format!("the Content-Type of this operation is {FORM}"))),
-    }
+    no_query(call, target)?;
+    media_type(call, FORM)?;
     if call.body.len() > form::MAX_BYTES {
         return Err(malformed(format!(
             "the form is longer than {} bytes",
@@ -199,27 +185,6 @@ fn numbered(body: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
         }
     }
     Ok(Cow::Owned(out))
-}
-
-/// A key of the caller's tells its repeats apart here; Twilio takes none, so it goes no further.
-fn idempotency_key(call: &Call) -> Result<Option<String>, Refusal> {
-    match headers::get(&call.headers, "idempotency-key") {
-        Some(key) if key.is_empty() || key.len() > 255 => {
-            Err(malformed("an idempotency key has 1 to 255 characters"))
-        }
-        key => Ok(key.map(str::to_owned)),
-    }
-}
-
-fn value<'a>(fields: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    fields
-        .iter()
-        .find(|(key, _)| key == name)
-        .map(|(_, value)| value.as_str())
-}
-
-fn malformed(what: impl Into<String>) -> Refusal {
-    Refusal::new(Code::RequestMalformed, what)
 }
 
 fn unlisted(what: &str) -> Refusal {
