@@ -2,6 +2,7 @@
 //! language reads.
 
 pub mod conformance;
+mod objects;
 pub mod postgres;
 pub mod redis;
 pub mod resend;

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::objects::Objects;
 use crate::stripe::Credential;
 
 /// Whose API a simulator serves.
@@ -205,14 +206,14 @@ pub(crate) trait Api: fmt::Debug + Send {
     /// The response header that carries the request's id.
     fn request_id_header(&self) -> &'static str;
 
-    /// An object as the API shows it.
-    fn object(&self, id: &str) -> Option<Value>;
+    /// Everything that was made.
+    fn objects(&self) -> &Objects;
+
+    /// The same, to forget it.
+    fn objects_mut(&mut self) -> &mut Objects;
 
     /// Moves an object on, as networks and recipients do. `Err` says why not.
     fn advance(&mut self, id: &str, to: &str) -> Result<Value, String>;
-
-    /// Forgets everything.
-    fn clear(&mut self);
 }
 
 /// A query or form, read as lenient servers do: in order, names and values decoded.

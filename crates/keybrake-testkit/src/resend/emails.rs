@@ -82,7 +82,7 @@ impl Resend {
             json!(if scheduled { "scheduled" } else { "sent" }),
         );
         desk.sent(SentKind::Email, &id, email.to, email.from);
-        self.add(&id, Value::Object(shown));
+        self.objects.add("", &id, Value::Object(shown));
         id
     }
 
@@ -140,16 +140,16 @@ impl Resend {
         if goes {
             desk.sent(SentKind::Broadcast, &id, Vec::new(), from);
         }
-        self.add(&id, Value::Object(fields));
+        self.objects.add("", &id, Value::Object(fields));
         Ok((200, json!({"id": id})))
     }
 
     fn find(&self, id: &str) -> Result<&Value, Answer> {
-        self.objects.get(id).map(|(_, value)| value).ok_or_else(not_found)
+        self.objects.get(id).ok_or_else(not_found)
     }
 
     fn change(&mut self, id: &str, name: &str, to: Value) -> Result<Answer, Answer> {
-        let (_, value) = self.objects.get_mut(id).ok_or_else(not_found)?;
+        let value = self.objects.get_mut(id).ok_or_else(not_found)?;
         if let Some(members) = value.as_object_mut() {
             members.insert(name.to_owned(), to);
         }
@@ -158,13 +158,9 @@ impl Resend {
 
     /// Newest first.
     fn list(&self, kind: &str) -> Value {
-        let mut found: Vec<&(u64, Value)> = self
+        let data = self
             .objects
-            .values()
-            .filter(|(_, value)| value.get("object") == Some(&json!(kind)))
-            .collect();
-        found.sort_by_key(|(order, _)| std::cmp::Reverse(*order));
-        let data: Vec<&Value> = found.into_iter().map(|(_, value)| value).collect();
+            .newest_first(|_, object| object.value.get("object") == Some(&json!(kind)));
         json!({"object": "list", "has_more": false, "data": data})
     }
 }

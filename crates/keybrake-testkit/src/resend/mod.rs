@@ -3,10 +3,9 @@
 
 mod emails;
 
-use std::collections::BTreeMap;
+use serde_json::Value;
 
-use serde_json::{Value, json};
-
+use crate::objects::Objects;
 use crate::stripe::Credential;
 use crate::vendors::{Answer, Api, Desk, SimulatedVendor};
 
@@ -18,16 +17,7 @@ const KEY_KEPT_MS: i64 = 24 * 3_600_000;
 /// The state of the simulated Resend.
 #[derive(Debug, Default)]
 pub(crate) struct Resend {
-    /// By id, with the order in which they were made.
-    objects: BTreeMap<String, (u64, Value)>,
-    made: u64,
-}
-
-impl Resend {
-    fn add(&mut self, id: &str, value: Value) {
-        self.made = self.made.saturating_add(1);
-        self.objects.insert(id.to_owned(), (self.made, value));
-    }
+    objects: Objects,
 }
 
 impl Api for Resend {
@@ -87,8 +77,12 @@ impl Api for Resend {
         "x-request-id"
     }
 
-    fn object(&self, id: &str) -> Option<Value> {
-        self.objects.get(id).map(|(_, value)| value.clone())
+    fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    fn objects_mut(&mut self) -> &mut Objects {
+        &mut self.objects
     }
 
     /// An e-mail to a `last_event` of its own.
@@ -103,21 +97,8 @@ impl Api for Resend {
             "opened",
             "canceled",
         ];
-        if !EVENTS.contains(&to) {
-            return Err(format!("{to:?} is not an event of an e-mail"));
-        }
-        let (_, value) = self
-            .objects
-            .get_mut(id)
-            .ok_or_else(|| format!("there is no {id}"))?;
-        value
-            .as_object_mut()
-            .ok_or("not an object")?
-            .insert("last_event".to_owned(), json!(to));
-        Ok(value.clone())
-    }
-
-    fn clear(&mut self) {
-        self.objects.clear();
+        let words = (&EVENTS[..], "an event of an e-mail");
+        let members = self.objects.advance(id, "last_event", to, words)?;
+        Ok(Value::Object(members.clone()))
     }
 }

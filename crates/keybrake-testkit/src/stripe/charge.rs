@@ -175,8 +175,7 @@ pub(super) fn create(ctx: &mut Ctx<'_>, params: &Params) -> Result<Value, ApiErr
 
 /// `GET /v1/charges/{id}`.
 pub(super) fn retrieve(ctx: &mut Ctx<'_>, _: &Params) -> Result<Value, ApiError> {
-    let id = ctx.id().to_owned();
-    Ok(ctx.data().charges.find(&id)?.render())
+    Ok(ctx.named(|data| &mut data.charges)?.render())
 }
 
 /// `POST /v1/charges/{id}`.
@@ -207,13 +206,7 @@ pub(super) fn list(ctx: &mut Ctx<'_>, params: &Params) -> Result<Value, ApiError
     list::page(&ctx.data().charges, params, "/v1/charges", |charge| {
         customer.is_none_or(|id| charge.customer.as_deref() == Some(id))
             && intent.is_none_or(|id| charge.payment_intent.as_deref() == Some(id))
-            && group.is_none_or(|id| {
-                charge
-                    .notes
-                    .echoed
-                    .get("transfer_group")
-                    .is_some_and(|value| value == id)
-            })
+            && group.is_none_or(|id| charge.notes.is_in_group(id))
     })
 }
 

@@ -168,7 +168,7 @@ async fn journal(shared: &Shared, params: &Params) -> Result<Value, ApiError> {
 /// An object as the API shows it.
 pub(super) fn object(world: &mut World, account: &str, id: &str) -> Option<Value> {
     match &world.api {
-        Some(api) => api.object(id),
+        Some(api) => api.objects().get(id).cloned(),
         None => expand::find(world.account(account), id),
     }
 }

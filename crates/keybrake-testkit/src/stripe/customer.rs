@@ -111,8 +111,7 @@ pub(super) fn create(ctx: &mut Ctx<'_>, params: &Params) -> Result<Value, ApiErr
 
 /// `GET /v1/customers/{id}`; a deleted one answers as such.
 pub(super) fn retrieve(ctx: &mut Ctx<'_>, _: &Params) -> Result<Value, ApiError> {
-    let id = ctx.id().to_owned();
-    Ok(ctx.data().customers.find(&id)?.render())
+    Ok(ctx.named(|data| &mut data.customers)?.render())
 }
 
 /// `POST /v1/customers/{id}`.
@@ -166,8 +165,7 @@ pub(super) fn balance(ctx: &mut Ctx<'_>, _: &Params) -> Result<Value, ApiError> 
 
 /// `GET /v1/balance_transactions/{id}`.
 pub(super) fn transaction(ctx: &mut Ctx<'_>, _: &Params) -> Result<Value, ApiError> {
-    let id = ctx.id().to_owned();
-    Ok(ctx.data().transactions.find(&id)?.render())
+    Ok(ctx.named(|data| &mut data.transactions)?.render())
 }
 
 /// `GET /v1/balance_transactions`.

@@ -75,8 +75,7 @@ pub(super) fn create(ctx: &mut Ctx<'_>, params: &Params, upload: Option<&Upload>
 
 /// `GET /v1/files/{id}`.
 pub(super) fn retrieve(ctx: &mut Ctx<'_>, _: &Params) -> Result<Value, ApiError> {
-    let id = ctx.id().to_owned();
-    Ok(ctx.data().files.find(&id)?.render())
+    Ok(ctx.named(|data| &mut data.files)?.render())
 }
 
 /// `GET /v1/files/{id}/contents`, with a length.

@@ -104,23 +104,23 @@ impl Keys {
 }
 
 fn other_endpoint(key: &str, first: &str) -> ApiError {
-    ApiError::new(
-        400,
-        "idempotency_error",
-        format!(
-            "Keys for idempotent requests can only be used for the same endpoint they were first used for ('{first}'). \
-             Try using a key other than '{key}' if you meant to execute a different request."
-        ),
+    misused(
+        key,
+        &format!("for the same endpoint they were first used for ('{first}')"),
     )
 }
 
 fn other_parameters(key: &str) -> ApiError {
+    misused(key, "with the same parameters they were first used with")
+}
+
+fn misused(key: &str, how: &str) -> ApiError {
     ApiError::new(
         400,
         "idempotency_error",
         format!(
-            "Keys for idempotent requests can only be used with the same parameters they were first used with. \
-             Try using a key other than '{key}' if you meant to execute a different request."
+            "Keys for idempotent requests can only be used {how}. Try using a key other than '{key}' if you meant to \
+             execute a different request."
         ),
     )
 }

@@ -216,8 +216,7 @@ pub(super) fn create(ctx: &mut Ctx<'_>, params: &Params) -> Result<Value, ApiErr
 
 /// `GET /v1/payment_intents/{id}`.
 pub(super) fn retrieve(ctx: &mut Ctx<'_>, _: &Params) -> Result<Value, ApiError> {
-    let id = ctx.id().to_owned();
-    Ok(ctx.data().intents.find(&id)?.render())
+    Ok(ctx.named(|data| &mut data.intents)?.render())
 }
 
 /// `GET /v1/payment_intents`.

@@ -98,14 +98,12 @@ pub(super) fn create(ctx: &mut Ctx<'_>, params: &Params) -> Result<Value, ApiErr
 
 /// `GET /v1/payouts/{id}`.
 pub(super) fn retrieve(ctx: &mut Ctx<'_>, _: &Params) -> Result<Value, ApiError> {
-    let id = ctx.id().to_owned();
-    Ok(ctx.data().payouts.find(&id)?.render())
+    Ok(ctx.named(|data| &mut data.payouts)?.render())
 }
 
 /// `POST /v1/payouts/{id}`.
 pub(super) fn update(ctx: &mut Ctx<'_>, params: &Params) -> Result<Value, ApiError> {
-    let id = ctx.id().to_owned();
-    let payout = ctx.data().payouts.find_mut(&id)?;
+    let payout = ctx.named(|data| &mut data.payouts)?;
     payout.notes.update(params, &[])?;
     Ok(payout.render())
 }

@@ -257,14 +257,12 @@ fn write(ctx: &mut Ctx<'_>, refund: &Refund, outcome: MovementOutcome) {
 
 /// `GET /v1/refunds/{id}`.
 pub(super) fn retrieve(ctx: &mut Ctx<'_>, _: &Params) -> Result<Value, ApiError> {
-    let id = ctx.id().to_owned();
-    Ok(ctx.data().refunds.find(&id)?.render())
+    Ok(ctx.named(|data| &mut data.refunds)?.render())
 }
 
 /// `POST /v1/refunds/{id}`.
 pub(super) fn update(ctx: &mut Ctx<'_>, params: &Params) -> Result<Value, ApiError> {
-    let id = ctx.id().to_owned();
-    let refund = ctx.data().refunds.find_mut(&id)?;
+    let refund = ctx.named(|data| &mut data.refunds)?;
     refund.notes.update(params, &[])?;
     Ok(refund.render())
 }

@@ -76,14 +76,12 @@ pub(super) fn create(ctx: &mut Ctx<'_>, params: &Params) -> Result<Value, ApiErr
 
 /// `GET /v1/topups/{id}`.
 pub(super) fn retrieve(ctx: &mut Ctx<'_>, _: &Params) -> Result<Value, ApiError> {
-    let id = ctx.id().to_owned();
-    Ok(ctx.data().topups.find(&id)?.render())
+    Ok(ctx.named(|data| &mut data.topups)?.render())
 }
 
 /// `POST /v1/topups/{id}`.
 pub(super) fn update(ctx: &mut Ctx<'_>, params: &Params) -> Result<Value, ApiError> {
-    let id = ctx.id().to_owned();
-    let topup = ctx.data().topups.find_mut(&id)?;
+    let topup = ctx.named(|data| &mut data.topups)?;
     topup.notes.update(params, &[])?;
     Ok(topup.render())
 }

@@ -187,8 +187,7 @@ pub(super) fn retrieve(ctx: &mut Ctx<'_>, _: &Params) -> Result<Value, ApiError>
 
 /// `POST /v1/transfers/{id}`.
 pub(super) fn update(ctx: &mut Ctx<'_>, params: &Params) -> Result<Value, ApiError> {
-    let id = ctx.id().to_owned();
-    let transfer = ctx.data().transfers.find_mut(&id)?;
+    let transfer = ctx.named(|data| &mut data.transfers)?;
     transfer.notes.update(params, &[])?;
     Ok(transfer.render())
 }
@@ -199,13 +198,7 @@ pub(super) fn list(ctx: &mut Ctx<'_>, params: &Params) -> Result<Value, ApiError
     let group = params.text("transfer_group")?;
     list::page(&ctx.data().transfers, params, "/v1/transfers", |transfer| {
         destination.is_none_or(|id| transfer.destination == id)
-            && group.is_none_or(|id| {
-                transfer
-                    .notes
-                    .echoed
-                    .get("transfer_group")
-                    .is_some_and(|value| value == id)
-            })
+            && group.is_none_or(|id| transfer.notes.is_in_group(id))
     })
 }
 

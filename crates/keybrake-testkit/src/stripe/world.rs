@@ -199,7 +199,7 @@ impl World {
         self.ahead_ms = 0;
         self.sent.clear();
         if let Some(api) = &mut self.api {
-            api.clear();
+            api.objects_mut().clear();
         }
         self.epoch = self.epoch.wrapping_add(1);
     }
@@ -238,6 +238,15 @@ impl Ctx<'_> {
     /// The first id in the path.
     pub(super) fn id(&self) -> &str {
         self.ids.first().copied().unwrap_or_default()
+    }
+
+    /// The object of this kind that the path names, or Stripe's 404.
+    pub(super) fn named<T: Record>(
+        &mut self,
+        of_kind: fn(&mut Account) -> &mut Table<T>,
+    ) -> Result<&mut T, ApiError> {
+        let id = self.id().to_owned();
+        of_kind(self.data()).find_mut(&id)
     }
 
     /// Unix seconds.
@@ -351,6 +360,13 @@ impl Notes {
             ));
         }
         Ok(())
+    }
+
+    /// Whether this is the object's `transfer_group`.
+    pub(super) fn is_in_group(&self, group: &str) -> bool {
+        self.echoed
+            .get("transfer_group")
+            .is_some_and(|value| value == group)
     }
 
     /// Puts the notes into a rendered object.

@@ -4,12 +4,11 @@
 mod error;
 mod resources;
 
-use std::collections::BTreeMap;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use crate::objects::Objects;
 use crate::stripe::Credential;
 use crate::vendors::{Answer, Api, Desk, SimulatedVendor};
 
@@ -23,48 +22,8 @@ pub const TEST_SECRET: &str = "AC00000000000000000000000000000000:test_simulator
 /// The state of the simulated Twilio, all accounts.
 #[derive(Debug, Default)]
 pub(crate) struct Twilio {
-    /// By SID, in the order in which they were made.
-    objects: BTreeMap<String, Object>,
-    made: u64,
-}
-
-#[derive(Clone, Debug)]
-struct Object {
-    account: String,
-    order: u64,
-    value: Value,
-}
-
-impl Twilio {
-    fn add(&mut self, account: &str, sid: &str, value: Value) -> Value {
-        self.made = self.made.saturating_add(1);
-        let object = Object {
-            account: account.to_owned(),
-            order: self.made,
-            value: value.clone(),
-        };
-        self.objects.insert(sid.to_owned(), object);
-        value
-    }
-
-    /// Objects of an account whose SIDs begin so, newest first.
-    fn list(&self, account: &str, kinds: &[&str]) -> Vec<&Value> {
-        let mut found: Vec<&Object> = self
-            .objects
-            .iter()
-            .filter(|(sid, object)| {
-                object.account == account && kinds.iter().any(|kind| sid.starts_with(kind))
-            })
-            .map(|(_, object)| object)
-            .collect();
-        found.sort_by_key(|object| std::cmp::Reverse(object.order));
-        found.into_iter().map(|object| &object.value).collect()
-    }
-
-    fn of_account(&mut self, account: &str, sid: &str) -> Option<&mut Value> {
-        let object = self.objects.get_mut(sid)?;
-        (object.account == account).then_some(&mut object.value)
-    }
+    /// By SID.
+    objects: Objects,
 }
 
 impl Api for Twilio {
@@ -122,8 +81,12 @@ impl Api for Twilio {
         "twilio-request-id"
     }
 
-    fn object(&self, id: &str) -> Option<Value> {
-        Some(self.objects.get(id)?.value.clone())
+    fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    fn objects_mut(&mut self) -> &mut Objects {
+        &mut self.objects
     }
 
     /// A message or a call to a status of its own; one that reached the network gets its price.
@@ -144,15 +107,8 @@ impl Api for Twilio {
             "no-answer",
             "accepted",
         ];
-        if !STATUSES.contains(&to) {
-            return Err(format!("{to:?} is not a status of a message or a call"));
-        }
-        let object = self
-            .objects
-            .get_mut(id)
-            .ok_or_else(|| format!("there is no {id}"))?;
-        let fields = object.value.as_object_mut().ok_or("not an object")?;
-        fields.insert("status".to_owned(), json!(to));
+        let words = (&STATUSES[..], "a status of a message or a call");
+        let members = self.objects.advance(id, "status", to, words)?;
         let price = match to {
             "sent" | "delivered" | "undelivered" | "read" => Some("-0.00830"),
             "failed" => Some("-0.00100"),
@@ -160,13 +116,9 @@ impl Api for Twilio {
             _ => None,
         };
         if let Some(price) = price {
-            fields.insert("price".to_owned(), json!(price));
-            fields.insert("price_unit".to_owned(), json!("USD"));
+            members.insert("price".to_owned(), json!(price));
+            members.insert("price_unit".to_owned(), json!("USD"));
         }
-        Ok(object.value.clone())
-    }
-
-    fn clear(&mut self) {
-        self.objects.clear();
+        Ok(Value::Object(members.clone()))
     }
 }

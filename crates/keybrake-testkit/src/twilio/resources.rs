@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
+use super::Twilio;
 use super::error::{error, not_found};
-use super::{Object, Twilio};
+use crate::objects::Object;
 use crate::vendors::{Answer, Desk, SentKind, pairs};
 
 /// Items of a list's page.
@@ -113,7 +114,8 @@ impl Twilio {
             vec![to.to_owned()],
             Some(sender.to_owned()),
         );
-        Ok((201, self.add(account, &sid, message)))
+        self.objects.add(account, &sid, message.clone());
+        Ok((201, message))
     }
 
     fn place_call(&mut self, desk: &mut Desk<'_>, account: &str, fields: &Fields) -> Result<Answer, Answer> {
@@ -138,7 +140,8 @@ impl Twilio {
             "price_unit": "USD", "status": "queued", "uri": format!("/2010-04-01/Accounts/{account}/Calls/{sid}.json"),
         });
         desk.sent(SentKind::Call, &sid, vec![to.to_owned()], Some(from.to_owned()));
-        Ok((201, self.add(account, &sid, call)))
+        self.objects.add(account, &sid, call.clone());
+        Ok((201, call))
     }
 
     /// Reads, changes or deletes one message or call. `None` when it is not there.
@@ -149,7 +152,7 @@ impl Twilio {
         sid: &str,
         fields: &Fields,
     ) -> Option<Result<Answer, Answer>> {
-        let value = self.of_account(account, sid)?;
+        let value = self.objects.of_account(account, sid)?;
         match method {
             "GET" => Some(Ok((200, value.clone()))),
             "DELETE" => {
@@ -178,7 +181,7 @@ impl Twilio {
         let number = |name: &str| fields.get(name).and_then(|text| text.parse::<usize>().ok());
         let size = number("PageSize").unwrap_or(PAGE).clamp(1, 1_000);
         let page = number("Page").unwrap_or(0);
-        let fits = |value: &&Value| {
+        let fits = |value: &Value| {
             [("To", "to"), ("From", "from"), ("Status", "status")]
                 .iter()
                 .all(|(field, member)| {
@@ -187,7 +190,10 @@ impl Twilio {
                         .is_none_or(|wanted| value.get(*member) == Some(&json!(wanted)))
                 })
         };
-        let all: Vec<&Value> = self.list(account, kinds).into_iter().filter(fits).collect();
+        let is_kind = |sid: &str| kinds.iter().any(|kind| sid.starts_with(kind));
+        let all = self
+            .objects
+            .newest_first(|sid, object| object.account == account && is_kind(sid) && fits(&object.value));
         let shown: Vec<&Value> = all
             .iter()
             .copied()
@@ -224,31 +230,27 @@ impl Twilio {
             "sid": sid, "service_sid": service, "to": to, "channel": channel, "status": "pending", "valid": false,
         });
         desk.sent(SentKind::Verification, &sid, vec![to.to_owned()], None);
-        Ok((201, self.add("", &sid, verification)))
+        self.objects.add("", &sid, verification.clone());
+        Ok((201, verification))
     }
 
     /// Checks the code of the newest verification of a number.
     fn check(&mut self, fields: &Fields) -> Result<Answer, Answer> {
         let wanted = fields.get("To").map(|to| json!(to));
-        let newest =
-            |object: &&mut Object| object.value.get("to") == wanted.as_ref() && object.account.is_empty();
-        let found = self
-            .objects
-            .values_mut()
-            .filter(newest)
-            .max_by_key(|object| object.order);
-        let Some(found) = found else {
+        let is_asked =
+            |object: &Object| object.value.get("to") == wanted.as_ref() && object.account.is_empty();
+        let Some(found) = self.objects.newest_mut(is_asked) else {
             return Err(not_found("VerificationCheck"));
         };
         let approved = fields.get("Code") == Some(CODE);
-        if let Some(members) = found.value.as_object_mut() {
+        if let Some(members) = found.as_object_mut() {
             members.insert(
                 "status".to_owned(),
                 json!(if approved { "approved" } else { "pending" }),
             );
             members.insert("valid".to_owned(), json!(approved));
         }
-        Ok((201, found.value.clone()))
+        Ok((201, found.clone()))
     }
 }
 
