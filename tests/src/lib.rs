@@ -7,6 +7,7 @@ pub mod gated;
 pub mod leasing;
 pub mod processes;
 pub mod sender;
+pub mod sending;
 pub mod world;
 
 pub use world::{Ended, World, ended, noon_zone, post, refunds};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use keybrake::brake::{CallContext, Limits};
+use keybrake::brake::CallContext;
 use keybrake::clock::{Clock as _, ManualClock, SystemClock};
 use keybrake::facade::{IssuedKey, Keybrake};
 use keybrake::policy::Policy;
@@ -16,7 +16,7 @@ use keybrake_testkit::stripe::{Simulator, SimulatorOptions};
 use keybrake_testkit::{Sent, SimulatedVendor};
 use serde_json::Value;
 
-use crate::world::{Ended, ended, noon_zone};
+use crate::world::{Ended, at_noon, budget, ended, limits, verify};
 
 /// The Twilio account that the tests' secret belongs to.
 pub const ACCOUNT: &str = "AC0123456789abcdef0123456789abcdef";
@@ -47,7 +47,7 @@ pub struct Sender {
 
 impl Sender {
     /// One with a key under this policy.
-    pub async fn new(which: SimulatedVendor, mut policy: Value) -> Self {
+    pub async fn new(which: SimulatedVendor, policy: Value) -> Self {
         let vendor = Simulator::start(SimulatorOptions {
             vendor: which,
             ..SimulatorOptions::default()
@@ -63,20 +63,12 @@ impl Sender {
             .secret(which.name(), Secret::value(secret))
             .base_url(which.name(), vendor.url())
             .clock(clock.clone())
-            .limits(Limits {
-                request_ms: 20_000,
-                ..Limits::default()
-            })
+            .limits(limits())
             .build()
             .await
             .unwrap();
-        policy
-            .as_object_mut()
-            .unwrap()
-            .entry("timezone")
-            .or_insert_with(|| noon_zone().into());
         let key = kb
-            .issue(Policy::from_value(&policy).unwrap())
+            .issue(Policy::from_value(&at_noon(policy)).unwrap())
             .run("run_1")
             .await
             .unwrap();
@@ -162,18 +154,11 @@ impl Sender {
 
     /// Used and held of the key's first budget, in micro-USD or counts.
     pub async fn budget(&self) -> (i64, i64) {
-        let usage = self.kb.usage(&self.key.id).await.unwrap();
-        let view = usage
-            .iter()
-            .find(|budget| !budget.livemode)
-            .map(|budget| &budget.view)
-            .unwrap();
-        (view.used, view.held)
+        budget(&self.kb, &self.key.id).await
     }
 
     /// The books agree with their own log, and say so.
     pub async fn verify(&self) {
-        let report = self.kb.ledger().verify().await.unwrap();
-        assert!(report.differences.is_empty() && report.chain_ok, "{report:?}");
+        verify(&self.kb).await;
     }
 }

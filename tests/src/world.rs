@@ -189,19 +189,12 @@ impl World {
 
     /// The same of another key.
     pub async fn budget_of(&self, key_id: &str) -> (i64, i64) {
-        let usage = self.kb.usage(key_id).await.unwrap();
-        let view = usage
-            .iter()
-            .find(|budget| !budget.livemode)
-            .map(|budget| &budget.view)
-            .unwrap();
-        (view.used, view.held)
+        budget(&self.kb, key_id).await
     }
 
     /// The books agree with their own log, and say so.
     pub async fn verify(&self) {
-        let report = self.kb.ledger().verify().await.unwrap();
-        assert!(report.differences.is_empty() && report.chain_ok, "{report:?}");
+        verify(&self.kb).await;
     }
 
     /// Passes every deadline, asks the vendor about every hold, and says how many stay open.
@@ -234,13 +227,30 @@ impl Ended {
     }
 }
 
+/// Used and held of a key's first budget for test money, in micro-USD or counts.
+pub(crate) async fn budget(kb: &Keybrake, key_id: &str) -> (i64, i64) {
+    let usage = kb.usage(key_id).await.unwrap();
+    let view = usage
+        .iter()
+        .find(|budget| !budget.livemode)
+        .map(|budget| &budget.view)
+        .unwrap();
+    (view.used, view.held)
+}
+
+/// The books agree with their own log, and say so.
+pub(crate) async fn verify(kb: &Keybrake) {
+    let report = kb.ledger().verify().await.unwrap();
+    assert!(report.differences.is_empty() && report.chain_ok, "{report:?}");
+}
+
 /// A policy that allows refunds and reads up to so many dollars a day.
 pub fn refunds(cap: i64) -> Value {
     json!({"vendor": "stripe", "label": "support", "daily_usd_cap": cap, "allowed_endpoints": ["refunds.create", "reads"]})
 }
 
 /// Requests that live for 20 seconds at most.
-fn limits() -> Limits {
+pub(crate) fn limits() -> Limits {
     Limits {
         request_ms: 20_000,
         ..Limits::default()
@@ -248,7 +258,7 @@ fn limits() -> Limits {
 }
 
 /// The policy with its days cut in a zone where it is noon.
-fn at_noon(mut policy: Value) -> Value {
+pub(crate) fn at_noon(mut policy: Value) -> Value {
     if let Some(fields) = policy.as_object_mut() {
         fields.entry("timezone").or_insert_with(|| noon_zone().into());
     }

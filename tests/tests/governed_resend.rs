@@ -10,6 +10,7 @@ use keybrake_testkit::stripe::{Credential, Fault, FaultKind, Release};
 use keybrake_testkit::{SentKind, SimulatedVendor};
 use keybrake_tests::Ended;
 use keybrake_tests::sender::{By, Sender};
+use keybrake_tests::sending::{LOSSES, Sending, email, refused_before_anything_left};
 use serde_json::{Value, json};
 
 /// E-mails and reads up to so many dollars a day, at one cent for an e-mail and ten for a batch.
@@ -19,61 +20,32 @@ fn cents(cap: &str) -> Value {
         "operation_costs": {"emails.send": "0.01", "emails.batch": "0.10", "broadcasts.send": "0.50"}})
 }
 
-async fn resend(policy: Value) -> Sender {
-    Sender::new(SimulatedVendor::Resend, policy).await
-}
-
-fn email(to: &str, text: &str) -> Value {
-    json!({"from": "a@acme.example", "to": [to], "subject": "hello", "text": text})
-}
-
-async fn send(world: &Sender, to: &str, text: &str, step: Option<&str>) -> Ended {
-    world
-        .resend(
-            "POST",
-            "/emails",
-            &email(to, text),
-            step.map_or(By::Content, By::Step),
-        )
-        .await
-}
+const RESEND: Sending = Sending {
+    vendor: SimulatedVendor::Resend,
+    operation: "emails.send",
+    path: "/emails",
+    to: "b@example.com",
+    refused: ("nobody", 422),
+    done: 200,
+    limited: ("name", || json!("rate_limit_exceeded")),
+    cents,
+};
 
 #[tokio::test]
 async fn without_a_cost_in_the_policy_nothing_is_sent() {
-    let world = resend(
-        json!({"vendor": "resend", "daily_usd_cap": 100, "allowed_endpoints": ["emails.send", "reads"]}),
-    )
-    .await;
-    let refused = send(&world, "b@example.com", "hi", None).await;
-    let denial = refused.denial.unwrap();
-    assert_eq!(denial.code, Code::CostUnknown);
-    assert!(
-        denial
-            .message
-            .contains(r#""operation_costs": {"emails.send": 5}"#),
-        "{}",
-        denial.message
-    );
     // As resend-node and resend-python read an error.
-    assert_eq!(refused.status, 403);
-    assert_eq!(refused.json.get("statusCode"), Some(&json!(403)));
-    assert_eq!(refused.json.get("name"), Some(&json!("cost_unknown")));
-    assert_eq!(refused.json.get("message"), Some(&json!(denial.message)));
-    assert_eq!(
-        refused.json.pointer("/keybrake/code"),
-        Some(&json!("cost_unknown"))
-    );
-    assert_eq!(world.vendor.request_count(), 0);
-    let read = world.resend("GET", "/emails", &Value::Null, By::Content).await;
-    assert_eq!(read.status, 200, "reads pass: {read:?}");
-    assert_eq!(world.budget().await, (0, 0));
-    world.verify().await;
+    let shape = |error: &Value| {
+        assert_eq!(error.get("statusCode"), Some(&json!(403)));
+        assert_eq!(error.get("name"), Some(&json!("cost_unknown")));
+        assert_eq!(error.pointer("/keybrake/code"), Some(&json!("cost_unknown")));
+    };
+    RESEND.nothing_is_sent_without_a_cost("/emails", shape).await;
 }
 
 #[tokio::test]
 async fn an_email_costs_what_the_policy_says() {
-    let world = resend(cents("1")).await;
-    let id = send(&world, "b@example.com", "hi", None).await.id();
+    let world = RESEND.world("1").await;
+    let id = RESEND.send(&world, "b@example.com", "hi", None).await.id();
     let [row] = &world.sent()[..] else {
         panic!("one e-mail: {:?}", world.sent())
     };
@@ -90,53 +62,21 @@ async fn an_email_costs_what_the_policy_says() {
 
 #[tokio::test]
 async fn fifty_at_once_never_pass_the_cap() {
-    let world = Arc::new(resend(cents("0.12")).await);
-    let tasks: Vec<_> = (0..50)
-        .map(|n| {
-            let world = world.clone();
-            tokio::spawn(async move { send(&world, &format!("u{n}@example.com"), "hi", None).await })
-        })
-        .collect();
-    let mut done = 0;
-    for task in tasks {
-        let ended = task.await.unwrap();
-        match ended.code() {
-            None => done += 1,
-            Some(Code::CapExceeded | Code::CapHeld) => {
-                assert_eq!(ended.status, 429);
-                assert_eq!(ended.json.get("statusCode"), Some(&json!(429)));
-            }
-            Some(other) => panic!("{other:?}"),
-        }
-    }
-    assert_eq!(done, 12, "twelve e-mails of a cent fit under $0.12");
-    assert_eq!(world.sent().len(), 12);
-    assert_eq!(world.budget().await, (120_000, 0));
-    world.verify().await;
+    let over = |ended: &Ended| {
+        assert_eq!(ended.status, 429);
+        assert_eq!(ended.json.get("statusCode"), Some(&json!(429)));
+    };
+    RESEND
+        .fifty_at_once_never_pass_the_cap(|n| format!("u{n}@example.com"), |_| None, over)
+        .await;
 }
 
 #[tokio::test]
 async fn a_lost_answer_stays_held_until_the_same_call_finds_out() {
-    for kind in [
-        FaultKind::DropAfterExecuting,
-        FaultKind::Status500AfterExecuting,
-        FaultKind::ResetMidBody,
-        FaultKind::DropBefore,
-    ] {
-        let world = resend(cents("1")).await;
-        world
-            .vendor
-            .fault(Fault::new(kind).on("POST", "/emails"))
-            .unwrap();
-        let lost = send(&world, "b@example.com", "hi", None).await;
-        assert_eq!(lost.record.state, Some(State::Unknown), "{kind:?} {lost:?}");
-        assert_eq!(
-            world.budget().await,
-            (0, 10_000),
-            "{kind:?}: counted until it is known"
-        );
+    for kind in LOSSES {
+        let world = RESEND.with_a_lost_answer(kind).await;
         // The model's next tool call goes out under the same key: Resend sends nothing twice.
-        let again = send(&world, "b@example.com", "hi", Some("tool-call-2")).await;
+        let again = RESEND.send(&world, RESEND.to, "hi", Some("tool-call-2")).await;
         assert_eq!(again.status, 200, "{kind:?} {again:?}");
         assert_eq!(world.sent().len(), 1, "{kind:?}");
         let keys: Vec<_> = world
@@ -153,11 +93,8 @@ async fn a_lost_answer_stays_held_until_the_same_call_finds_out() {
 
 #[tokio::test]
 async fn a_key_of_the_callers_is_forwarded_and_one_in_flight_stays_held() {
-    let world = Arc::new(resend(cents("1")).await);
-    world
-        .vendor
-        .fault(Fault::new(FaultKind::HoldUntilReleased).on("POST", "/emails"))
-        .unwrap();
+    let world = Arc::new(RESEND.world("1").await);
+    RESEND.fault(&world, FaultKind::HoldUntilReleased);
     let body = email("b@example.com", "hi");
     let first = {
         let (world, body) = (world.clone(), body.clone());
@@ -188,29 +125,12 @@ async fn a_key_of_the_callers_is_forwarded_and_one_in_flight_stays_held() {
 
 #[tokio::test]
 async fn what_resend_refused_is_free_and_may_be_tried_again() {
-    let world = resend(cents("0.01")).await;
-    world
-        .vendor
-        .fault(Fault::new(FaultKind::RateLimit).on("POST", "/emails"))
-        .unwrap();
-    let limited = send(&world, "b@example.com", "hi", None).await;
-    assert_eq!(
-        (limited.status, limited.code()),
-        (429, None),
-        "the vendor's own 429 passes"
-    );
-    assert_eq!(limited.json.get("name"), Some(&json!("rate_limit_exceeded")));
-    let invalid = send(&world, "nobody", "hi", None).await;
-    assert_eq!(invalid.status, 422);
-    assert_eq!(world.budget().await, (0, 0));
-    assert_eq!(send(&world, "b@example.com", "hi", None).await.status, 200);
-    assert_eq!(world.sent().len(), 1);
-    world.verify().await;
+    RESEND.what_it_refused_is_free_and_may_be_tried_again().await;
 }
 
 #[tokio::test]
 async fn a_broadcast_takes_no_key_so_it_is_never_sent_again() {
-    let world = resend(cents("1")).await;
+    let world = RESEND.world("1").await;
     world
         .vendor
         .fault(Fault::new(FaultKind::Status500AfterExecuting).on("POST", "/broadcasts"))
@@ -234,7 +154,7 @@ async fn rules_are_judged_on_every_email_of_a_batch() {
     let mut policy = cents("1");
     policy["params"] =
         json!({"*": {"from": {"equals": "a@acme.example", "required": true}, "bcc": {"forbidden": true}}});
-    let world = resend(policy).await;
+    let world = Sender::new(SimulatedVendor::Resend, policy).await;
     let good = email("b@example.com", "1");
     let with = |change: &dyn Fn(&mut Value)| {
         let mut other = email("c@example.com", "2");
@@ -267,7 +187,8 @@ async fn rules_are_judged_on_every_email_of_a_batch() {
 
 #[tokio::test]
 async fn refusals_send_nothing_and_hold_nothing() {
-    let world = resend(cents("1")).await;
+    let world = RESEND.world("1").await;
+    let mut calls = Vec::new();
     for (method, path, body, code) in [
         (
             "POST",
@@ -295,10 +216,7 @@ async fn refusals_send_nothing_and_hold_nothing() {
         ),
     ] {
         let refused = world.resend(method, path, &body, By::Content).await;
-        assert_eq!(refused.code(), Some(code), "{method} {path}");
-        assert_eq!(refused.status, 403);
+        calls.push((format!("{method} {path}"), refused, code));
     }
-    assert_eq!(world.vendor.request_count(), 0);
-    assert_eq!(world.budget().await, (0, 0));
-    world.verify().await;
+    refused_before_anything_left(&world, calls).await;
 }

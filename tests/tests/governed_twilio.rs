@@ -6,10 +6,12 @@ use std::time::Duration;
 use keybrake::audit::RowFilter;
 use keybrake::ledger::{EventFilter, HoldFilter, State};
 use keybrake::policy::Code;
-use keybrake_testkit::stripe::{Credential, Fault, FaultKind, Release};
+use keybrake_testkit::stripe::{Credential, FaultKind, Release};
 use keybrake_testkit::twilio::TEST_ACCOUNT;
 use keybrake_testkit::{SentKind, SimulatedVendor};
-use keybrake_tests::sender::{ACCOUNT, Sender};
+use keybrake_tests::Ended;
+use keybrake_tests::sender::ACCOUNT;
+use keybrake_tests::sending::{LOSSES, Sending, refused_before_anything_left};
 use serde_json::{Value, json};
 
 /// Messages and reads up to so many dollars a day, at one cent for a message.
@@ -19,9 +21,16 @@ fn cents(cap: &str) -> Value {
         "operation_costs": {"messages.create": "0.01", "calls.create": "0.50"}})
 }
 
-async fn twilio(policy: Value) -> Sender {
-    Sender::new(SimulatedVendor::Twilio, policy).await
-}
+const TWILIO: Sending = Sending {
+    vendor: SimulatedVendor::Twilio,
+    operation: "messages.create",
+    path: "/2010-04-01",
+    to: "15558675310",
+    refused: ("15005550001", 400),
+    done: 201,
+    limited: ("code", || json!(20_429)),
+    cents,
+};
 
 fn messages() -> String {
     format!("/2010-04-01/Accounts/{ACCOUNT}/Messages.json")
@@ -29,40 +38,22 @@ fn messages() -> String {
 
 #[tokio::test]
 async fn without_a_cost_in_the_policy_nothing_is_sent() {
-    let world = twilio(
-        json!({"vendor": "twilio", "daily_usd_cap": 100, "allowed_endpoints": ["messages.create", "reads"]}),
-    )
-    .await;
-    let refused = world.message("15558675310", "hi", None).await;
-    let denial = refused.denial.unwrap();
-    assert_eq!(denial.code, Code::CostUnknown);
-    assert!(
-        denial
-            .message
-            .contains(r#""operation_costs": {"messages.create": 5}"#),
-        "{}",
-        denial.message
-    );
     // As twilio-node and twilio-python read an error.
-    assert_eq!(refused.status, 403);
-    assert_eq!(refused.json.get("status"), Some(&json!(403)));
-    assert_eq!(refused.json.get("code"), Some(&json!(90_001)));
-    assert_eq!(refused.json.get("message"), Some(&json!(denial.message)));
-    assert!(refused.json.get("more_info").is_some_and(Value::is_string));
-    assert_eq!(
-        refused.json.pointer("/details/keybrake/code"),
-        Some(&json!("cost_unknown"))
-    );
-    assert_eq!(world.vendor.request_count(), 0);
-    let read = world.twilio("GET", &messages(), "", None).await;
-    assert_eq!(read.status, 200, "reads pass: {read:?}");
-    assert_eq!(world.budget().await, (0, 0));
-    world.verify().await;
+    let shape = |error: &Value| {
+        assert_eq!(error.get("status"), Some(&json!(403)));
+        assert_eq!(error.get("code"), Some(&json!(90_001)));
+        assert!(error.get("more_info").is_some_and(Value::is_string));
+        assert_eq!(
+            error.pointer("/details/keybrake/code"),
+            Some(&json!("cost_unknown"))
+        );
+    };
+    TWILIO.nothing_is_sent_without_a_cost(&messages(), shape).await;
 }
 
 #[tokio::test]
 async fn a_message_costs_what_the_policy_says() {
-    let world = twilio(cents("1")).await;
+    let world = TWILIO.world("1").await;
     let sent = world.message("15558675310", "hi", None).await;
     assert_eq!(sent.status, 201, "{sent:?}");
     assert_eq!(
@@ -86,53 +77,22 @@ async fn a_message_costs_what_the_policy_says() {
 
 #[tokio::test]
 async fn fifty_at_once_never_pass_the_cap() {
-    let world = Arc::new(twilio(cents("0.12")).await);
-    let tasks: Vec<_> = (0..50)
-        .map(|n| {
-            let world = world.clone();
-            tokio::spawn(async move {
-                world
-                    .message(&format!("1555867{n:04}"), "hi", Some(&format!("s{n}")))
-                    .await
-            })
-        })
-        .collect();
-    let mut done = 0;
-    for task in tasks {
-        let ended = task.await.unwrap();
-        match ended.code() {
-            None => done += 1,
-            Some(Code::CapExceeded | Code::CapHeld) => {
-                assert_eq!(ended.status, 403, "twilio-node may send a 429 again");
-                assert_eq!(
-                    ended.json.pointer("/details/keybrake/retryable"),
-                    Some(&json!(ended.code() == Some(Code::CapHeld)))
-                );
-            }
-            Some(other) => panic!("{other:?}"),
-        }
-    }
-    assert_eq!(done, 12, "twelve messages of a cent fit under $0.12");
-    assert_eq!(world.sent().len(), 12);
-    assert_eq!(world.budget().await, (120_000, 0));
-    world.verify().await;
+    let over = |ended: &Ended| {
+        assert_eq!(ended.status, 403, "twilio-node may send a 429 again");
+        assert_eq!(
+            ended.json.pointer("/details/keybrake/retryable"),
+            Some(&json!(ended.code() == Some(Code::CapHeld)))
+        );
+    };
+    TWILIO
+        .fifty_at_once_never_pass_the_cap(|n| format!("1555867{n:04}"), |n| Some(format!("s{n}")), over)
+        .await;
 }
 
 #[tokio::test]
 async fn a_lost_answer_stays_held_and_is_never_sent_again() {
-    for kind in [
-        FaultKind::DropAfterExecuting,
-        FaultKind::Status500AfterExecuting,
-        FaultKind::ResetMidBody,
-        FaultKind::DropBefore,
-    ] {
-        let world = twilio(cents("1")).await;
-        world
-            .vendor
-            .fault(Fault::new(kind).on("POST", "/2010-04-01"))
-            .unwrap();
-        let lost = world.message("15558675310", "hi", None).await;
-        assert_eq!(lost.record.state, Some(State::Unknown), "{kind:?} {lost:?}");
+    for kind in LOSSES {
+        let world = TWILIO.with_a_lost_answer(kind).await;
         let arrived = world.vendor.request_count();
         // The model's next tool call, whatever it is named, and the same one again.
         for step in [None, Some("tool-call-2"), None] {
@@ -165,11 +125,8 @@ async fn a_lost_answer_stays_held_and_is_never_sent_again() {
 
 #[tokio::test]
 async fn a_repeat_while_the_first_is_in_flight_is_not_sent() {
-    let world = Arc::new(twilio(cents("1")).await);
-    world
-        .vendor
-        .fault(Fault::new(FaultKind::HoldUntilReleased).on("POST", "/2010-04-01"))
-        .unwrap();
+    let world = Arc::new(TWILIO.world("1").await);
+    TWILIO.fault(&world, FaultKind::HoldUntilReleased);
     let first = {
         let world = world.clone();
         tokio::spawn(async move { world.message("15558675310", "hi", None).await })
@@ -190,31 +147,12 @@ async fn a_repeat_while_the_first_is_in_flight_is_not_sent() {
 
 #[tokio::test]
 async fn what_twilio_refused_is_free_and_may_be_tried_again() {
-    let world = twilio(cents("0.01")).await;
-    world
-        .vendor
-        .fault(Fault::new(FaultKind::RateLimit).on("POST", "/2010-04-01"))
-        .unwrap();
-    let limited = world.message("15558675310", "hi", None).await;
-    assert_eq!(
-        (limited.status, limited.code()),
-        (429, None),
-        "the vendor's own 429 passes"
-    );
-    assert_eq!(limited.json.get("code"), Some(&json!(20_429)));
-    assert_eq!(world.budget().await, (0, 0));
-    let invalid = world.message("15005550001", "hi", None).await;
-    assert_eq!(invalid.status, 400, "{invalid:?}");
-    assert_eq!(world.budget().await, (0, 0));
-    assert_eq!(world.message("15558675310", "hi", None).await.status, 201);
-    assert_eq!(world.sent().len(), 1);
-    assert_eq!(world.budget().await, (10_000, 0));
-    world.verify().await;
+    TWILIO.what_it_refused_is_free_and_may_be_tried_again().await;
 }
 
 #[tokio::test]
 async fn two_steps_are_two_messages_and_one_step_is_one() {
-    let world = twilio(cents("1")).await;
+    let world = TWILIO.world("1").await;
     for step in ["order-1", "order-2", "order-1"] {
         let sent = world.message("15558675310", "on+its+way", Some(step)).await;
         assert_eq!(sent.status, 201, "{sent:?}");
@@ -228,7 +166,7 @@ async fn two_steps_are_two_messages_and_one_step_is_one() {
 
 #[tokio::test]
 async fn a_secret_reaches_its_own_account_alone() {
-    let world = twilio(cents("1")).await;
+    let world = TWILIO.world("1").await;
     let other = "AC99999999999999999999999999999999";
     let form = "To=%2B15558675310&From=%2B15557122661&Body=hi";
     let refused = world
@@ -266,7 +204,7 @@ async fn a_secret_reaches_its_own_account_alone() {
 
 #[tokio::test]
 async fn refusals_send_nothing_and_hold_nothing() {
-    let world = twilio(cents("1")).await;
+    let world = TWILIO.world("1").await;
     let account = format!("/2010-04-01/Accounts/{ACCOUNT}");
     let cases = [
         (
@@ -300,19 +238,17 @@ async fn refusals_send_nothing_and_hold_nothing() {
             Code::RequestMalformed,
         ),
     ];
+    let mut calls = Vec::new();
     for (method, path, form, code) in cases {
         let refused = world.twilio(method, &path, form, None).await;
-        assert_eq!(refused.code(), Some(code), "{method} {path}");
-        assert_eq!(refused.status, 403);
+        calls.push((format!("{method} {path}"), refused, code));
     }
-    assert_eq!(world.vendor.request_count(), 0);
-    assert_eq!(world.budget().await, (0, 0));
-    world.verify().await;
+    refused_before_anything_left(&world, calls).await;
 }
 
 #[tokio::test]
 async fn calls_are_governed_alike_and_free_operations_cost_nothing() {
-    let world = twilio(cents("0.60")).await;
+    let world = TWILIO.world("0.60").await;
     let calls = format!("/2010-04-01/Accounts/{ACCOUNT}/Calls.json");
     let form = "To=%2B15558675310&From=%2B15557122661&Twiml=%3CResponse%2F%3E";
     assert_eq!(world.twilio("POST", &calls, form, Some("a")).await.status, 201);
@@ -337,12 +273,9 @@ async fn calls_are_governed_alike_and_free_operations_cost_nothing() {
 
 #[tokio::test]
 async fn the_ledger_keeps_no_number_and_no_text() {
-    let world = twilio(cents("1")).await;
+    let world = TWILIO.world("1").await;
     world.message("15558675310", "privateword", None).await;
-    world
-        .vendor
-        .fault(Fault::new(FaultKind::DropAfterExecuting).on("POST", "/2010-04-01"))
-        .unwrap();
+    TWILIO.fault(&world, FaultKind::DropAfterExecuting);
     let lost = world.message("15558675311", "privateword", None).await;
     assert_eq!(lost.record.state, Some(State::Unknown));
     let holds = world.kb.holds(HoldFilter::default()).await.unwrap();
