@@ -11,6 +11,7 @@
 
 import type { StopCondition, ToolExecutionOptions, ToolSet } from "ai";
 import { type Denied, denied } from "./errors.js";
+import { refuseUnknown, wholeOf } from "./options.js";
 import type { Run } from "./run.js";
 import { inTool } from "./tools.js";
 
@@ -49,7 +50,8 @@ export interface StopOnDenied {
 /** For `stopWhen`: true once a tool was refused, so that the loop ends with the step that saw it. */
 // biome-ignore lint/suspicious/noExplicitAny: as the SDK declares its own conditions, for tools of every type
 export function stopOnDenied(options: StopOnDenied = {}): StopCondition<any, any> {
-  const { moreSteps = 0 } = options;
+  refuseUnknown(options, ["moreSteps"], "stopOnDenied");
+  const moreSteps = wholeOf(options.moreSteps, "moreSteps", 0, Number.MAX_SAFE_INTEGER) ?? 0;
   return ({ steps }) => {
     const first = steps.findIndex((step) => step.content.some(refused));
     return first >= 0 && steps.length - 1 - first >= moreSteps;

@@ -12,6 +12,7 @@ import { type Permitted, pairs, permitted } from "./call.js";
 import { ConfigError, type Denied, translated } from "./errors.js";
 import type { Front } from "./front.js";
 import { usdFromMicros } from "./money.js";
+import { refuseUnknown, waitOf } from "./options.js";
 import type { CallInfo } from "./types.js";
 import { type Input, keyOrigin, responseOf, type WebCall, webCall } from "./web.js";
 
@@ -45,8 +46,10 @@ export async function authorize(
   front: Front,
   input: Input,
   init: RequestInit | undefined,
-  { waitMs = 0 }: AuthorizeOptions,
+  options: AuthorizeOptions,
 ): Promise<Authorization> {
+  refuseUnknown(options, ["waitMs"], "authorize");
+  const waitMs = waitOf(options.waitMs);
   const call = await webCall(front.token, input, init);
   const { keybrake, run } = front;
   const decided = await permitted(keybrake, { ...call, keyOrigin: keyOrigin(call.headers), run, waitMs });

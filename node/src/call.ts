@@ -293,7 +293,7 @@ function guardTests(keybrake: Keybrake, url: string): void {
   if (keybrake.allowLiveInTests || !(process.env.VITEST || process.env.JEST_WORKER_ID)) return;
   const { hostname } = new URL(url);
   if (["127.0.0.1", "[::1]", "localhost"].includes(hostname)) return;
-  if ([...keybrake.engine.loopbackVendors].some((vendor) => hostname.includes(vendor))) return;
+  if ([...keybrake.engine.loopbackVendors].some((vendor) => hostname.endsWith(`.${vendor}.com`))) return;
   throw new ConfigError(
     `a test would call ${hostname}: give the Keybrake a simulator (\`keybrake/testing\`), or allowLiveInTests: true`,
   );

@@ -39,7 +39,8 @@ export class Engine {
 
   constructor(settings: Settings) {
     this.#native = translated(() => new native.Engine(JSON.stringify(settings)));
-    this.loopbackVendors = new Set([...Object.keys(settings.base_urls), ...vendorsByVariable()]);
+    const given = Object.entries(settings.base_urls).filter(([, url]) => url);
+    this.loopbackVendors = new Set([...given.map(([vendor]) => vendor), ...vendorsByVariable()]);
     open.add(this);
   }
 

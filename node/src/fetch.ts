@@ -9,6 +9,7 @@
 import { governed } from "./call.js";
 import { argumentsOf } from "./front.js";
 import type { Agent, Keybrake } from "./keybrake.js";
+import { refuseUnknown } from "./options.js";
 import type { Key, Run } from "./run.js";
 import { type Input, keyOrigin, responseOf, webCall } from "./web.js";
 
@@ -32,6 +33,7 @@ export function createFetch(
   third?: FetchOptions,
 ): typeof fetch {
   const { front, options } = argumentsOf(from, second, third);
+  refuseUnknown(options, ["waitMs"], "createFetch");
   const { waitMs = 0 } = options;
   return async (input: Input, init?: RequestInit): Promise<Response> => {
     const call = await webCall(front.token, input, init);

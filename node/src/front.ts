@@ -2,6 +2,7 @@
 
 import { ConfigError } from "./errors.js";
 import { Agent, type Keybrake } from "./keybrake.js";
+import { waitOf } from "./options.js";
 import { type Key, type Run, tokenOf } from "./run.js";
 
 /** Where a client's calls go, and by what key. */
@@ -31,7 +32,9 @@ export function argumentsOf<Options extends object>(
 ): { front: Front; options: Options } {
   const hasToken = typeof second === "string" || (typeof second === "object" && "expiresAt" in second);
   const front = frontOf(from, hasToken ? (second as string | Key) : undefined);
-  return { front, options: (hasToken ? third : (second as Options | undefined)) ?? ({} as Options) };
+  const options = (hasToken ? third : (second as Options | undefined)) ?? ({} as Options);
+  waitOf((options as { waitMs?: unknown }).waitMs);
+  return { front, options };
 }
 
 /** Refuses options of an SDK that belong to the transport which Keybrake's replaces. */

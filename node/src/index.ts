@@ -28,7 +28,6 @@ export {
 export type { Hook, HookEvents, HookName } from "./hooks.js";
 export {
   Agent,
-  type AuditFilter,
   type BudgetDesk,
   Keybrake,
   type KeybrakeOptions,
@@ -36,7 +35,7 @@ export {
 } from "./keybrake.js";
 export { contentKey, itemKey, stepKey } from "./keys.js";
 export type { Money } from "./money.js";
-export type { PolicyLike, Scope, Ties } from "./requests.js";
+export type { AuditFilter, PolicyLike, Scope, Ties } from "./requests.js";
 export { Key, Run, type StepOptions } from "./run.js";
 export { Secret } from "./secret.js";
 export type * from "./types.js";

@@ -5,7 +5,8 @@ import { carried, here, within } from "./context.js";
 import { Engine } from "./engine.js";
 import { ConfigError } from "./errors.js";
 import { type Hook, type HookName, Hooks } from "./hooks.js";
-import type { PolicyLike, Scope, Ties } from "./requests.js";
+import { flagOf, refuseOdd, refuseUnknown, textOf } from "./options.js";
+import type { AuditFilter, PolicyLike, Scope, Ties } from "./requests.js";
 import * as requests from "./requests.js";
 import { Key, Run, tokenOf } from "./run.js";
 import { Secret } from "./secret.js";
@@ -32,16 +33,8 @@ export interface OpenOptions extends Ties {
   allowRunCapsOnly?: boolean;
 }
 
-/** What rows of the audit to read; the newest `limit` that match, oldest first. */
-export interface AuditFilter {
-  run?: string;
-  callId?: string;
-  keyId?: string;
-  agent?: string;
-  denied?: boolean;
-  since?: Date;
-  limit?: number;
-}
+const OPTIONS = ["ledger", "secrets", "baseUrls", "allowLiveInTests"] as const;
+const OPENING = ["token", "policy", "allowRunCapsOnly", ...requests.TIES] as const;
 
 /** A ledger, the vendors' secrets, and the clients that the ledger governs. */
 export class Keybrake implements AsyncDisposable {
@@ -55,14 +48,16 @@ export class Keybrake implements AsyncDisposable {
   readonly budgets: BudgetDesk;
 
   constructor(options: KeybrakeOptions = {}) {
-    const { ledger, secrets = {}, baseUrls = {}, allowLiveInTests = false } = options;
-    const given = Object.entries(secrets).map(([name, secret]) => [name, Secret.setting(secret)]);
+    const what = "a Keybrake";
+    refuseUnknown(options, OPTIONS, what);
+    const { ledger, secrets = {}, baseUrls = {}, allowLiveInTests } = options;
+    refuseOdd(secrets, "secrets");
     this.engine = new Engine({
-      ledger: ledger ?? null,
-      secrets: Object.fromEntries(given),
-      base_urls: { ...baseUrls } as Record<string, string>,
+      ledger: textOf({ ledger }, "ledger", what, "sqlite:spend.db"),
+      secrets: Object.fromEntries(Object.entries(secrets).map(([name, it]) => [name, Secret.setting(it, name)])),
+      base_urls: requests.baseUrlsArgument(baseUrls),
     });
-    this.allowLiveInTests = allowLiveInTests;
+    this.allowLiveInTests = flagOf(allowLiveInTests, `${what}: allowLiveInTests`);
     this.budgets = new BudgetDesk(this.engine);
   }
 
@@ -79,7 +74,7 @@ export class Keybrake implements AsyncDisposable {
 
   /** Issues a vault key under a policy. The token is shown here only. */
   async issue(policy: PolicyLike, ties: Ties = {}): Promise<Key> {
-    const args = { ...requests.policyArgument(policy), ...requests.tiesArgument(ties) };
+    const args = { ...requests.policyArgument(policy), ...requests.tiesArgument(ties, "issue") };
     const got = await this.engine.ask<{ id: string; token: string; expires_at_ms: number; run: string | null }>(
       "issue",
       args,
@@ -117,24 +112,18 @@ export class Keybrake implements AsyncDisposable {
 
   /** The budgets that a key draws on, as they stand. */
   async usage(keyId: string): Promise<Budget[]> {
-    return requests.budgetsFrom(await this.engine.ask("usage", { key_id: keyId }));
+    return requests.budgetsFrom(await this.engine.ask("usage", { key_id: requests.keyIdOf(keyId, "usage") }));
   }
 
   /** Rows of the audit. */
   async audit(filter: AuditFilter = {}): Promise<AuditRow[]> {
-    const { run, callId, keyId, agent, denied, since, limit = 1000 } = filter;
-    const matching = { run, call_id: callId, key_id: keyId, agent, denied };
-    const rows = await this.engine.ask<requests.AuditAnswer[]>("audit", {
-      ...matching,
-      since_ms: requests.sinceMs(since),
-      limit,
-    });
+    const rows = await this.engine.ask<requests.AuditAnswer[]>("audit", requests.auditArgument(filter));
     return rows.map(requests.auditFrom);
   }
 
   /** Reservations that still hold something, oldest first. */
-  async holds(filter: { run?: string; state?: State } = {}): Promise<Hold[]> {
-    const found = await this.engine.ask<requests.HoldAnswer[]>("holds", { run: filter.run, state: filter.state });
+  async holds(filter: { run?: string; agent_run_id?: string; state?: State } = {}): Promise<Hold[]> {
+    const found = await this.engine.ask<requests.HoldAnswer[]>("holds", requests.holdsArgument(filter));
     return found.map(requests.holdFrom);
   }
 
@@ -143,15 +132,23 @@ export class Keybrake implements AsyncDisposable {
    * calls in flight, in every process: whether they took effect is unknown until they are reconciled.
    */
   async stop(options: Scope & { reason?: string; hard?: boolean }): Promise<StopResult> {
-    const { reason = "", hard = false, ...scope } = options;
-    const args = { scope: requests.scopeArgument(scope), reason, by: requests.who(), hard };
+    refuseOdd(options, "stop");
+    const { reason = "", hard, ...scope } = options;
+    const args = {
+      scope: requests.scopeArgument(scope, "stop"),
+      reason: String(reason),
+      by: requests.who(),
+      hard: flagOf(hard, "stop: hard"),
+    };
     return requests.stopResultFrom(await this.engine.ask("stop", args));
   }
 
   /** Ends a stop; answers whether there was one. */
   async resume(options: Scope & { reason?: string }): Promise<boolean> {
+    refuseOdd(options, "resume");
     const { reason = "", ...scope } = options;
-    return this.engine.ask("resume", { scope: requests.scopeArgument(scope), reason, by: requests.who() });
+    const args = { scope: requests.scopeArgument(scope, "resume"), reason: String(reason), by: requests.who() };
+    return this.engine.ask("resume", args);
   }
 
   /** All standing stops. */
@@ -161,7 +158,11 @@ export class Keybrake implements AsyncDisposable {
 
   /** Ends a key for good, and with it its children; answers whether it was open before. */
   async revoke(keyId: string, reason = ""): Promise<boolean> {
-    return this.engine.ask("revoke", { key_id: keyId, reason, by: requests.who() });
+    return this.engine.ask("revoke", {
+      key_id: requests.keyIdOf(keyId, "revoke"),
+      reason: String(reason),
+      by: requests.who(),
+    });
   }
 
   /** Calls `hook` on an event; answers how to take it off. A failing hook never fails a call. */
@@ -243,8 +244,10 @@ export class BudgetDesk {
 
   /** Creates a scope's budgets or changes their caps: `[{ usd: 500, per: "month" }]`. */
   async set(scope: string, budgets: readonly BudgetEntry[], options: { reason?: string } = {}): Promise<void> {
-    const entries = budgets.map((entry) => requests.documentOf({ scope, ...entry }, "budget"));
-    await this.#engine.ask("set_budgets", { budgets: entries, reason: options.reason ?? "", by: requests.who() });
+    refuseUnknown(options, ["reason"], "budgets.set");
+    const entries = Array.from(budgets, (entry) => requests.budgetArgument(scope, entry));
+    const reason = textOf(options, "reason", "budgets.set", "plan") ?? "";
+    await this.#engine.ask("set_budgets", { budgets: entries, reason, by: requests.who() });
   }
 
   /** A scope's budgets as they stand. */
@@ -259,11 +262,13 @@ export class BudgetDesk {
 }
 
 function opening(options: OpenOptions): { args: Record<string, unknown>; owned: boolean } {
-  const { token, policy, allowRunCapsOnly = false, ...ties } = options;
+  refuseUnknown(options, OPENING, "open");
+  const { token, policy, allowRunCapsOnly, ...ties } = options;
   const given = token ?? (policy === undefined ? process.env.KEYBRAKE_TOKEN || undefined : undefined);
   if (policy !== undefined && given === undefined) {
-    const args = { ...requests.policyArgument(policy), ...requests.tiesArgument(ties) };
-    return { args: { ...args, allow_run_caps_only: allowRunCapsOnly }, owned: true };
+    const args = { ...requests.policyArgument(policy), ...requests.tiesArgument(ties, "open") };
+    const allowed = flagOf(allowRunCapsOnly, "open: allowRunCapsOnly");
+    return { args: { ...args, allow_run_caps_only: allowed }, owned: true };
   }
   if (given === undefined || policy !== undefined) {
     throw new ConfigError(

@@ -13,6 +13,7 @@
 import { ToolMessage } from "@langchain/core/messages";
 import { type AgentMiddleware, createMiddleware } from "langchain";
 import { denied } from "./errors.js";
+import { refuseUnknown } from "./options.js";
 import type { Run } from "./run.js";
 import { inTool } from "./tools.js";
 
@@ -31,6 +32,7 @@ export interface KeybrakeMiddlewareOptions {
  * tools: a retry around it then sees an answer, and has nothing to try again.
  */
 export function keybrakeMiddleware(run?: Run | null, options: KeybrakeMiddlewareOptions = {}): AgentMiddleware {
+  refuseUnknown(options, ["endOnDenied"], "keybrakeMiddleware");
   return createMiddleware({
     name: "Keybrake",
     async wrapToolCall(request, handler) {

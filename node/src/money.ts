@@ -1,5 +1,7 @@
 /** Money and time as TypeScript has them: decimal strings of US dollars, and `Date`s. No float touches an amount. */
 
+import { types } from "node:util";
+
 /** What is accepted as dollars. A number stands for its shortest decimal form, so `0.1` is ten cents. */
 export type Money = string | number | bigint;
 
@@ -21,7 +23,10 @@ export function microsFromUsd(usd: string): bigint {
   return sign ? -micros : micros;
 }
 
-/** A document as JSON can carry it: fractions as decimal text, dates as RFC 3339, sets as lists. */
+/**
+ * A document as JSON can carry it: fractions as decimal text, dates as RFC 3339, sets as lists. What JSON would drop or
+ * not see (a field without a value, a `Map`, what an object inherits) is refused: it could be a limit.
+ */
 export function plain(value: unknown, place = "policy"): unknown {
   if (value === null || typeof value === "string" || typeof value === "boolean") return value;
   if (typeof value === "bigint") return value.toString();
@@ -29,12 +34,32 @@ export function plain(value: unknown, place = "policy"): unknown {
     if (!Number.isFinite(value)) throw new RangeError(`${place}: ${value} is no number to limit by`);
     return Number.isInteger(value) ? value : String(value);
   }
-  if (value instanceof Date) return value.toISOString();
-  if (value instanceof Set) return [...value].map((item, index) => plain(item, `${place}[${index}]`));
-  if (Array.isArray(value)) return value.map((item, index) => plain(item, `${place}[${index}]`));
-  if (typeof value === "object") {
-    const entries = Object.entries(value).filter(([, item]) => item !== undefined);
-    return Object.fromEntries(entries.map(([name, item]) => [name, plain(item, `${place}.${name}`)]));
-  }
-  throw new TypeError(`${place}: a policy holds text, numbers, lists and objects, not a ${typeof value}`);
+  if (value === undefined) throw new TypeError(`${place} is undefined; give a value, or leave the field out`);
+  if (typeof value !== "object") throw new TypeError(`${place}: ${HOLDS}, not a ${typeof value}`);
+  // Not `instanceof`: jest runs code in a realm of its own.
+  if (types.isDate(value)) return dateText(value, place);
+  const list = types.isSet(value) ? [...value] : Array.isArray(value) ? Array.from(value) : null;
+  if (list) return list.map((item, index) => plain(item, `${place}[${index}]`));
+  if (!isPlain(value)) throw new TypeError(`${place}: ${HOLDS} (\`{ ... }\`), not ${kindOf(value)}`);
+  return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, plain(item, `${place}.${name}`)]));
+}
+
+const HOLDS = "a policy holds text, numbers, lists and plain objects";
+
+function dateText(date: Date, place: string): string {
+  if (Number.isNaN(date.getTime())) throw new RangeError(`${place} is an invalid Date`);
+  return date.toISOString();
+}
+
+/** Whether all that an object says is its own: of any realm, its prototype is that of `{}`, or none. */
+export function isPlain(value: object): boolean {
+  const above = Object.getPrototypeOf(value) as object | null;
+  return above === null || (Object.getPrototypeOf(above) === null && Object.hasOwn(above, "isPrototypeOf"));
+}
+
+/** What an object that is not plain is, for an error. */
+export function kindOf(value: object): string {
+  const name: unknown = value.constructor?.name;
+  if (typeof name !== "string" || name === "Object") return "an object that inherits from another";
+  return `${/^[AEIOU]/.test(name) ? "an" : "a"} ${name}`;
 }

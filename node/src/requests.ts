@@ -2,19 +2,24 @@
 
 import { userInfo } from "node:os";
 import { isAbsolute, resolve } from "node:path";
+import { types } from "node:util";
 import { ConfigError, PolicyError } from "./errors.js";
 import { plain, usdFromMicros } from "./money.js";
+import { flagOf, refuseUndefined, refuseUnknown, runOf, shown, textOf, wholeOf } from "./options.js";
 import {
   type AuditRow,
   type Budget,
+  type BudgetEntry,
   type BudgetView,
   budgetFrom,
   type Check,
   type Hold,
+  type Per,
   type Policy,
   type State,
   type StopInfo,
   type StopResult,
+  type Vendor,
 } from "./types.js";
 
 /** A policy: a document, or the path of a JSON, YAML or TOML file. */
@@ -23,6 +28,8 @@ export type PolicyLike = Policy | string;
 /** What binds a key besides its policy. */
 export interface Ties {
   run?: string;
+  /** The same as `run`, by its name in the audit. */
+  agent_run_id?: string;
   agent?: string;
   label?: string;
   group?: string | readonly string[];
@@ -32,9 +39,24 @@ export interface Ties {
   expiresIn?: string;
 }
 
+/** What rows of the audit to read; the newest `limit` that match, oldest first. */
+export interface AuditFilter {
+  run?: string;
+  /** The same as `run`, by its name in the audit. */
+  agent_run_id?: string;
+  callId?: string;
+  keyId?: string;
+  agent?: string;
+  denied?: boolean;
+  since?: Date;
+  limit?: number;
+}
+
 /** What a stop covers: exactly one of these. */
 export interface Scope {
   run?: string;
+  /** The same as `run`, by its name in the audit. */
+  agent_run_id?: string;
   agent?: string;
   label?: string;
   group?: string;
@@ -44,15 +66,31 @@ export interface Scope {
 }
 
 const SCOPES = ["run", "agent", "label", "group", "vendor", "key"] as const;
-const TIES = ["run", "agent", "label", "group", "narrow", "expiresIn"] as const;
+/** The names of `Ties`. */
+export const TIES = ["run", "agent_run_id", "agent", "label", "group", "narrow", "expiresIn"] as const;
+/** The names of `Scope`. */
+export const SCOPE_NAMES = [...SCOPES, "agent_run_id", "all"] as const;
 
 export function policyArgument(policy: PolicyLike): Record<string, unknown> {
   if (typeof policy === "string") return { policy_file: isAbsolute(policy) ? policy : resolve(policy) };
+  if (typeof policy !== "object" || policy === null)
+    throw new PolicyError(`policy: a document or the path of a file, not ${String(policy)}`);
   return { policy: documentOf(policy, "policy") };
+}
+
+const VENDORS: readonly Vendor[] = ["stripe", "twilio", "resend"];
+
+export function baseUrlsArgument(given: Partial<Record<Vendor, string>>): Record<string, string> {
+  refuseUnknown(given, VENDORS, "baseUrls");
+  refuseUndefined(given, "baseUrls");
+  const urls = VENDORS.map((vendor) => [vendor, textOf(given, vendor, "baseUrls", "http://127.0.0.1:12111")]);
+  return Object.fromEntries(urls.filter(([, url]) => url !== null)) as Record<string, string>;
 }
 
 /** A document as the engine reads it; a mistake names its place. */
 export function documentOf(fields: object, what: string): unknown {
+  if (typeof fields !== "object" || fields === null)
+    throw new PolicyError(`${what}: a document, not ${String(fields)}`);
   try {
     return plain(fields, what);
   } catch (error) {
@@ -60,22 +98,53 @@ export function documentOf(fields: object, what: string): unknown {
   }
 }
 
-export function tiesArgument(ties: Ties): Record<string, unknown> {
-  const { run, agent, label, group, narrow, expiresIn } = ties;
+export function tiesArgument(ties: Ties, what: string): Record<string, unknown> {
+  refuseUnknown(ties, TIES, what);
+  refuseUndefined(ties, what);
+  const { narrow } = ties;
   return {
-    run: run ?? null,
-    agent: agent ?? null,
-    label: label ?? null,
-    groups: typeof group === "string" ? [group] : (group ?? []),
-    narrow: narrow ? documentOf(narrow, "narrow") : null,
-    expires_in: expiresIn ?? null,
+    run: runOf(ties, what),
+    agent: textOf(ties, "agent", what, "support-v2"),
+    label: textOf(ties, "label", what, "support"),
+    groups: groupsOf(ties, what),
+    narrow: narrow === undefined ? null : documentOf(narrow, "narrow"),
+    expires_in: textOf(ties, "expiresIn", what, "2h"),
     by: who(),
   };
 }
 
+function groupsOf({ group }: Ties, what: string): string[] {
+  const given: unknown[] = Array.isArray(group) ? Array.from(group) : group === undefined ? [] : [group];
+  return given.map((item) => {
+    if (typeof item === "string" && item !== "") return item;
+    throw new ConfigError(`${what}: group is a text such as "tenant:acme", or a list of them, not ${shown(item)}`);
+  });
+}
+
+const WINDOWS: readonly Per[] = ["hour", "day", "rolling_24h", "month", "run", "lifetime"];
+const COUNTS = ["calls", "writes", "sends"] as const;
+const BUDGET = ["usd", ...COUNTS, "per", "scope", "vendor", "timezone"] as const;
+
+/** One budget of a scope, for `set_budgets`. */
+export function budgetArgument(scope: string, entry: BudgetEntry): unknown {
+  const what = `a budget of ${scope}`;
+  refuseUnknown(entry, BUDGET, what);
+  for (const name of COUNTS) wholeOf(entry[name], `${what}: ${name}`, 0, Number.MAX_SAFE_INTEGER);
+  for (const name of ["vendor", "timezone"] as const) textOf(entry, name, what, name === "vendor" ? "stripe" : "UTC");
+  if (!WINDOWS.includes(entry.per))
+    throw new ConfigError(`${what}: per is one of ${WINDOWS.join(", ")}, not ${shown(entry.per)}`);
+  return documentOf({ scope, ...entry }, "budget");
+}
+
+/** The id of a key, as `issue` answers it. */
+export function keyIdOf(id: string, what: string): string {
+  if (typeof id === "string" && id !== "") return id;
+  throw new ConfigError(`${what}: give the id of a key (key.id, run.keyId), not ${shown(id)}`);
+}
+
 /** Which of the ties are given. */
 export function tiesGiven(ties: Ties): string[] {
-  return TIES.filter((name) => ties[name] !== undefined);
+  return TIES.filter((name) => name in ties);
 }
 
 /** Who does this, for the audit. */
@@ -87,20 +156,54 @@ export function who(): string {
   }
 }
 
-export function scopeArgument(scope: Scope): Record<string, string> {
-  const given: [string, string][] = SCOPES.flatMap((kind) => (scope[kind] === undefined ? [] : [[kind, scope[kind]]]));
-  if (scope.all) given.push(["all", ""]);
-  const [first, ...others] = given;
+export function scopeArgument(scope: Scope, what: string): Record<string, string> {
+  refuseUnknown(scope, SCOPE_NAMES, what);
+  refuseUndefined(scope, what);
+  const given = SCOPES.map((kind) => [kind, kind === "run" ? runOf(scope, what) : textOf(scope, kind, what)] as const);
+  const [first, ...others] = [
+    ...given.filter(([, id]) => id !== null),
+    ...(scope.all === true ? [["all", null] as const] : []),
+  ];
   if (!first || others.length > 0) {
     const names = SCOPES.join(", ");
-    throw new ConfigError(`say what to stop with exactly one of ${names}, or all: true; got ${given.length}`);
+    const count = others.length + (first ? 1 : 0);
+    throw new ConfigError(`${what}: say what with exactly one of ${names}, or all: true; got ${count}`);
   }
   const [kind, id] = first;
-  return kind === "all" ? { kind } : { kind, id };
+  return id === null ? { kind } : { kind, id };
 }
 
-export function sinceMs(since: Date | undefined): number | null {
-  return since === undefined ? null : since.getTime();
+function sinceMs(since: Date | undefined): number | null {
+  if (since === undefined) return null;
+  if (!types.isDate(since) || Number.isNaN(since.getTime()))
+    throw new ConfigError(`audit: since is a valid Date, not ${shown(since)}`);
+  return since.getTime();
+}
+
+const AUDIT = ["run", "agent_run_id", "callId", "keyId", "agent", "denied", "since", "limit"] as const;
+
+export function auditArgument(filter: AuditFilter): Record<string, unknown> {
+  refuseUnknown(filter, AUDIT, "audit");
+  const { denied, since, limit } = filter;
+  return {
+    run: runOf(filter, "audit"),
+    call_id: textOf(filter, "callId", "audit"),
+    key_id: textOf(filter, "keyId", "audit"),
+    agent: textOf(filter, "agent", "audit"),
+    denied: denied === undefined ? null : flagOf(denied, "audit: denied"),
+    since_ms: sinceMs(since),
+    limit: wholeOf(limit, "audit: limit", 0, Number.MAX_SAFE_INTEGER) ?? 1000,
+  };
+}
+
+const STATES: readonly State[] = ["held", "unknown", "pending", "provisional", "settled", "voided"];
+
+export function holdsArgument(filter: { run?: string; agent_run_id?: string; state?: State }): Record<string, unknown> {
+  refuseUnknown(filter, ["run", "agent_run_id", "state"], "holds");
+  const { state = null } = filter;
+  if (state !== null && !STATES.includes(state))
+    throw new ConfigError(`holds: state is one of ${STATES.join(", ")}, not ${shown(state)}`);
+  return { run: runOf(filter, "holds"), state };
 }
 
 /** A call such as `"POST /v1/refunds"` with its fields, encoded as the vendor's SDK would. */

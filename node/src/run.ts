@@ -4,6 +4,7 @@ import { type Authorization, type AuthorizeOptions, authorize } from "./authoriz
 import { carried, type Here, here, NOWHERE, within } from "./context.js";
 import type { Keybrake } from "./keybrake.js";
 import { microsFromUsd } from "./money.js";
+import { refuseUnknown } from "./options.js";
 import type { Budget, CallInfo, Check } from "./types.js";
 
 /** A vault key as issued. The token is shown once, here; `inspect` and JSON never show it. */
@@ -91,6 +92,7 @@ export class Run implements AsyncDisposable {
 
   /** Runs `work` as a named step: within it, the same call is the same spend. */
   step<T>(name: string, work: () => T, options: StepOptions = {}): T {
+    refuseUnknown(options, ["item", "context"], "step");
     const around = this.#around();
     const { item = around.item, context = {} } = options;
     return within({ run: this, step: name, item, context: { ...around.context, ...context } }, work);

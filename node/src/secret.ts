@@ -1,6 +1,8 @@
 /** Where a vendor's real secret comes from. Prefer a file: then it never becomes a JavaScript string. */
 
 import { inspect } from "node:util";
+import { ConfigError } from "./errors.js";
+import { shown } from "./options.js";
 
 /** A reference to a vendor's secret; neither `inspect`, nor JSON, nor string conversion shows a value. */
 export class Secret {
@@ -28,8 +30,12 @@ export class Secret {
   }
 
   /** @internal For the native module. */
-  static setting(secret: Secret | string): Record<string, string> {
+  static setting(secret: Secret | string, name: string): Record<string, string> {
     const given = typeof secret === "string" ? Secret.value(secret) : secret;
+    if (!(given instanceof Secret))
+      throw new ConfigError(
+        `secrets: ${name} is ${shown(given)}; give the secret, Secret.file(path) or Secret.env(name)`,
+      );
     return { [given.#kind]: given.#text };
   }
 
