@@ -65,8 +65,8 @@ impl Place {
             .await
             .unwrap();
         let policy = json!({"vendor": "stripe", "label": "invoices", "daily_usd_cap": 20,
-            "timezone": keybrake_tests::noon_zone(), "operation_costs": {"invoices.pay": 8},
-            "allowed_endpoints": ["invoices.pay", "reads"]});
+            "timezone": keybrake_tests::noon_zone(), "operation_costs": {"invoices.pay": 8, "GET /v1/scores/*": 2},
+            "allowed_endpoints": ["invoices.pay", "reads", "GET /v1/scores/*"]});
         let key = kb.issue(Policy::from_value(&policy).unwrap()).await.unwrap();
         let bearer = format!("Bearer {}", key.token.expose());
         Self {
@@ -98,11 +98,22 @@ impl Place {
 }
 
 const PAY: (&str, &str) = ("POST", "/v1/invoices/in_1/pay");
+/// A read that is in no table, and that the policy prices.
+const PAID_READ: (&str, &str) = ("GET", "/v1/scores/sc_1");
 
 #[tokio::test]
 async fn a_machine_that_sleeps_while_it_connects_sends_nothing_when_it_wakes() {
+    sends_nothing_when_it_wakes(PAY).await;
+}
+
+#[tokio::test]
+async fn a_read_that_costs_something_leaves_in_time_or_not_at_all() {
+    sends_nothing_when_it_wakes(PAID_READ).await;
+}
+
+async fn sends_nothing_when_it_wakes((method, path): (&str, &str)) {
     let place = Place::new(10_000).await;
-    let (call, context) = place.call(PAY.0, PAY.1);
+    let (call, context) = place.call(method, path);
     let Decision::Permit(permit) = place.kb.brake().authorize(call, context).await.unwrap() else {
         panic!("refused")
     };
@@ -113,7 +124,7 @@ async fn a_machine_that_sleeps_while_it_connects_sends_nothing_when_it_wakes() {
         "{woken:?}"
     );
     assert!(!place.clock.tired.load(Ordering::SeqCst), "it did sleep");
-    assert_eq!(place.arrived("POST"), 0);
+    assert_eq!(place.arrived(method), 0);
     assert!(place.kb.holds(HoldFilter::default()).await.unwrap().is_empty());
 }
 

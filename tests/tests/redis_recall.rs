@@ -2,7 +2,7 @@
 //! that comes back without it is told again.
 
 use keybrake::ledger::{EventKind, Ledger, StopScope};
-use keybrake_testkit::redis::{Persistence, Relay};
+use keybrake_testkit::redis::{PATIENCE, Persistence, Relay};
 use keybrake_tests::books::{DOLLAR, admin, call, charged, lifetime, reserve};
 use keybrake_tests::fleet::{self, Fleet, books_agree, events_of, used_and_held};
 
@@ -64,5 +64,48 @@ async fn what_was_done_although_its_answer_was_lost_is_said_again() {
     assert!(stops.iter().any(|stop| stop.scope == scope), "{stops:?}");
     let refused = reserve(&ledger, call(&key, "too much", DOLLAR)).await.unwrap();
     assert_eq!(refused.unwrap_err(), "CapHeld", "the lowered cap");
+    books_agree(&ledger).await;
+}
+
+/// In an outage every look fails, however many steps are tried: none of them counts as one.
+#[tokio::test]
+async fn a_step_whose_answer_was_lost_is_looked_for_until_the_log_can_be_read() {
+    let mut fleet = Fleet::start(Persistence::Always);
+    let relay = Relay::start(fleet.server.port()).unwrap();
+    let ledger = fleet::open(&format!("{}?ns=fleet&timeout_ms=20000", relay.url())).unwrap();
+    let key = fleet::key(&ledger, 20 * DOLLAR).await;
+    reserve(&ledger, call(&key, "before", DOLLAR))
+        .await
+        .unwrap()
+        .unwrap();
+    let yesterday = fleet.server.copy_data().unwrap();
+    relay.lose_reply("keybrake_commit");
+    relay.refuse().unwrap();
+    let lost = reserve(&ledger, call(&key, "lost", DOLLAR)).await.unwrap_err();
+    assert_eq!(lost.kind(), keybrake::ErrorKind::LedgerUnavailable, "{lost}");
+    assert!(relay.wait_caught(1), "its answer was not lost");
+    for number in 0..8 {
+        let refused = reserve(&ledger, call(&key, &format!("refused {number}"), DOLLAR)).await;
+        refused.unwrap_err();
+    }
+    relay.pass().unwrap();
+    // The link lets a moment pass between two connections; the first step that gets through looks for it again.
+    let until = std::time::Instant::now() + PATIENCE;
+    let seen = loop {
+        match reserve(&ledger, call(&key, "seen", DOLLAR)).await {
+            Err(_) if std::time::Instant::now() < until => tokio::task::yield_now().await,
+            answered => break answered,
+        }
+    };
+    seen.unwrap().unwrap();
+    assert_eq!(used_and_held(&ledger).await, (0, 3 * DOLLAR));
+
+    fleet.server.replace_data(&yesterday).unwrap();
+    fleet.server.restart().unwrap();
+    reserve(&ledger, call(&key, "after", DOLLAR))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(used_and_held(&ledger).await, (0, 4 * DOLLAR));
     books_agree(&ledger).await;
 }

@@ -24,7 +24,7 @@ async fn main() -> anyhow::Result<()> {
     let restored = Restore::new(&ledger, &archive)
         .await?
         .run(|progress| {
-            if let Progress::Said(calls, _) = progress
+            if let Progress::Said(calls) = progress
                 && let Err(error) = said(calls, steps)
             {
                 failed = Err(error);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use keybrake::audit::restore::{self, Progress, Restored};
 use keybrake::audit::{Archive, Restore, printable, time_text};
 use keybrake::ledger::Life;
@@ -65,14 +65,8 @@ fn told(restored: &Restored) -> Value {
 fn show(bar: &ProgressBar, progress: Progress) {
     match progress {
         Progress::Checked(events) => bar.set_position(events),
-        Progress::Said(calls, of) => {
-            if bar.length().is_none() {
-                bar.set_length(of);
-                let style = "saying again {wide_bar} {pos}/{len} calls {per_sec} {eta}";
-                if let Ok(style) = ProgressStyle::with_template(style) {
-                    bar.set_style(style);
-                }
-            }
+        Progress::Said(calls) => {
+            bar.set_message("calls said again, or there already");
             bar.set_position(calls);
         }
     }

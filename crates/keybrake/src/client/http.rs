@@ -13,6 +13,7 @@ use super::wire::{NoReply, Wire};
 use crate::brake::{Permit, Prepared, SendEnd};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
+use crate::money::Usd;
 use crate::vendors::Reply;
 
 /// A longer reply is not read to its end.
@@ -83,15 +84,15 @@ impl Http {
             };
         }
         let body = (!no_body).then(|| reqwest::Body::wrap(body));
-        let replied = if permit.streams() {
-            self.begin(request, body, timeout).await
-        } else if body.is_none() && writes(request) {
+        let replied = if body.is_none() && leaves_in_time(permit) {
             let send_before = SendBefore {
                 clock: Arc::clone(&self.clock),
                 boot_ms: permit.send_before_boot_ms,
             };
             let exchange = self.exchange((request, Pool::Fresh), None, timeout);
             send_before.send(exchange).await.map(Replied::Whole)
+        } else if permit.streams() {
+            self.begin(request, body, timeout).await
         } else {
             let exchange = self.exchange((request, Pool::Shared), body, timeout);
             exchange.await.map(Replied::Whole)
@@ -297,7 +298,8 @@ pub(super) fn build(secure: bool, pool: Pool) -> Result<reqwest::Client> {
     })
 }
 
-/// Whether it can change anything at the vendor. A read may leave late.
-fn writes(request: &Prepared) -> bool {
-    !matches!(request.method.as_str(), "GET" | "HEAD")
+/// Whether it may not leave once its permit is over: it costs something, by whatever method, or it can change something
+/// at the vendor. Only a read that costs nothing may leave late.
+fn leaves_in_time(permit: &Permit) -> bool {
+    permit.amount() > Usd::ZERO || !matches!(permit.request.method.as_str(), "GET" | "HEAD")
 }

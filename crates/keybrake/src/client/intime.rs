@@ -1,4 +1,4 @@
-//! A look at the clock when a connection stands, for writes without a body.
+//! A look at the clock when a connection stands, for requests without a body that cost something or change something.
 //!
 //! Such a request has no first byte of a body to be asked for ([`TimedBody`](super::body::TimedBody)), and connecting can
 //! take as long as a laptop sleeps. So it gets a connection of its own, and the permit's deadline is looked at when that

@@ -27,6 +27,9 @@ const TRIES: u32 = 8;
 
 /// After a delivery that had to leave something, in milliseconds: until then only what is new makes another one.
 const AGAIN_MS: i64 = 1_000;
+/// For so long an outcome waits for a call that the ledger does not know, in milliseconds: 35 days, as long as a ledger
+/// keeps calls that are done. Its server may have lost the call; an archive, or a process that was idle, may say it again.
+const UNKNOWN_MS: i64 = 35 * 86_400_000;
 /// Why an entry is left where it is, for a process that knows it.
 const NEWER: &str = "it was written by a newer version of Keybrake, which has to deliver it";
 
@@ -64,6 +67,8 @@ pub struct Delivery {
     pub set_aside: u32,
     /// Outcomes that still wait.
     pub left: u32,
+    /// Of these, those whose calls the ledger does not know, and those that wait in one file with them.
+    pub unknown: u32,
     /// Why they do.
     pub why: Option<String>,
 }
@@ -303,7 +308,7 @@ impl Journal {
     }
 
     async fn deliver_file(&self, ledger: &dyn Ledger, taken: Taken, report: &mut Delivery, gone: &mut bool) {
-        let (mut done, mut aside, mut left) = (Vec::new(), Vec::new(), 0_u32);
+        let (mut done, mut aside, mut left, mut unknown) = (Vec::new(), Vec::new(), 0_u32, 0_u32);
         for line in entry::lines(&taken.content) {
             let (at, entry) = match line {
                 Line::Waiting(at, entry) => (at, entry),
@@ -320,6 +325,11 @@ impl Journal {
             match self.tell(ledger, &entry, *gone).await {
                 Told::Taken => done.push(at),
                 Told::Refused(why) => aside.push((why, entry::raw(&taken.content, at).to_owned())),
+                Told::Unknown(why) => {
+                    left = left.saturating_add(1);
+                    unknown = unknown.saturating_add(1);
+                    report.why = Some(why);
+                }
                 Told::Later(why) => {
                     left = left.saturating_add(1);
                     if let Some(error) = why {
@@ -332,6 +342,9 @@ impl Journal {
         }
         match Self::finish(ledger, taken, &done, &aside, left > 0).await {
             Ok(()) => {
+                if left == unknown && left > 0 {
+                    unknown = unknown.saturating_add(number(aside.len()));
+                }
                 report.delivered = report.delivered.saturating_add(number(done.len()));
                 if left == 0 {
                     report.set_aside = report.set_aside.saturating_add(number(aside.len()));
@@ -346,6 +359,7 @@ impl Journal {
             }
         }
         report.left = report.left.saturating_add(left);
+        report.unknown = report.unknown.saturating_add(unknown);
     }
 
     /// Tells the ledger one outcome.
@@ -365,9 +379,14 @@ impl Journal {
                     "a waiting outcome was delivered");
                 Told::Taken
             }
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Internal) => {
-                Told::Refused(error.to_string())
-            }
+            Err(error) if error.kind() == ErrorKind::Internal => Told::Refused(error.to_string()),
+            Err(error) if error.kind() == ErrorKind::NotFound => match ledger.info().await {
+                Ok(info) if info.now_ms.saturating_sub(entry.at_ms) <= UNKNOWN_MS => {
+                    Told::Unknown(error.to_string())
+                }
+                Ok(_) => Told::Refused(error.to_string()),
+                Err(error) => Told::Later(Some(error)),
+            },
             Err(error) => Told::Later(Some(error)),
         }
     }
@@ -420,8 +439,10 @@ impl Journal {
         runtime.spawn(async move {
             match running.0.deliver(&*ledger).await {
                 Ok(done) if done.left == 0 => {}
-                Ok(_) => {
-                    let again_at_ms = boot_ms.saturating_add(AGAIN_MS);
+                Ok(done) => {
+                    // A call that was lost is not there again so soon.
+                    let rests = done.left == done.unknown;
+                    let again_at_ms = boot_ms.saturating_add(if rests { LOOK_EVERY_MS } else { AGAIN_MS });
                     running.0.again_at_ms.store(again_at_ms, Ordering::Relaxed);
                 }
                 Err(error) => tracing::warn!(%error, "waiting outcomes cannot be delivered"),
@@ -490,6 +511,8 @@ fn writer_of(path: &Path) -> String {
 enum Told {
     Taken,
     Refused(String),
+    /// The ledger does not know the call, and may know it again.
+    Unknown(String),
     Later(Option<Error>),
 }
 

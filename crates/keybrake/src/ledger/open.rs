@@ -1,5 +1,6 @@
 //! One URL selects the ledger.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::redis::RedisLedger;
@@ -7,6 +8,10 @@ use super::sqlite::{DEFAULT_NAMESPACE, SqliteLedger, SqliteOptions};
 use super::{Ledger, MemoryLedger};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
+
+/// Why a ledger in a file needs more than its archive.
+const NO_SECRET: &str = "One whose file is gone cannot be restored, since its secret is gone with it: put a backup of the \
+                         file, and of its .key file, back first";
 
 /// Opens the ledger of a URL: `memory:` (this process, for tests), `sqlite:PATH[?ns=NAME]` (processes of one
 /// machine), or `redis://HOST[:PORT][/DB][?ns=NAME&timeout_ms=N]` (a fleet; `rediss://` for TLS, `redis+unix:///PATH`,
@@ -58,12 +63,19 @@ pub async fn open_to_restore(url: &str, clock: Arc<dyn Clock>, id: &str) -> Resu
         let master = master.as_ref().map(|key| key.as_slice());
         return Ok(Arc::new(RedisLedger::open_to_restore(&plain, clock, master, id)?));
     }
+    if let Some(("sqlite", rest)) = plain.split_once(':') {
+        let (path, _) = sqlite(rest)?;
+        if Path::new(path).symlink_metadata().is_err() {
+            return Err(Error::config(format!(
+                "there is no ledger at {path}. {NO_SECRET}"
+            )));
+        }
+    }
     let ledger = open(url, clock)?;
     let found = ledger.id().await?;
     if found != id {
         return Err(Error::config(format!(
-            "the archive's ledger has the id {id}, and the one at this URL {found}: it is another ledger. One whose file is \
-             gone cannot be restored, since its secret is gone with it: put a backup of the file back first"
+            "the archive's ledger has the id {id}, and the one at this URL {found}: it is another ledger. {NO_SECRET}"
         )));
     }
     Ok(ledger)

@@ -43,19 +43,7 @@ impl Archive {
             .transpose()
     }
 
-    /// How many calls have events that the ledger does not have.
-    pub(crate) async fn count_lacked(&self, log: i64, common: u64) -> Result<u64> {
-        let one = Statement::new(
-            format!(
-                "SELECT COUNT(DISTINCT call_id) FROM keybrake_event WHERE log = $1 AND {LACKED} AND {OF_CALLS}"
-            ),
-            [log.into(), common.into()],
-        );
-        let found = self.database.rows(one).await?;
-        found.into_iter().next().map_or(Ok(0), |mut row| row.count())
-    }
-
-    /// Those calls, in the order of their ids.
+    /// Calls with events that the ledger does not have, in the order of their ids.
     pub(crate) async fn lacked(
         &self,
         log: i64,

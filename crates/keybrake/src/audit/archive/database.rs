@@ -94,6 +94,9 @@ pub(super) trait Database: Send + Sync + Debug {
     /// `then`.
     async fn prepare(&self, tables: &[&'static str], then: Statement) -> Result<Vec<Row>>;
 
+    /// Whether there is a table of this name. Every failure to find that out is its own error.
+    async fn has(&self, table: &'static str) -> Result<bool>;
+
     /// The rows of an answer.
     async fn rows(&self, statement: Statement) -> Result<Vec<Row>>;
 

@@ -37,14 +37,21 @@ const TABLES: [&str; 10] = [
 ];
 
 /// Makes the tables if there are none; answers the archive's id. A user who may only read finds them made.
+///
+/// # Errors
+/// `NotFound` only when the database has no archive. That it cannot be reached or read is not that.
 pub(super) async fn prepare(database: &dyn Database, place: &str, make_it: bool) -> Result<String> {
     let own = || Statement::new("SELECT v, id FROM keybrake_archive", []);
-    let found = match database.rows(own()).await {
-        Ok(found) if !found.is_empty() => found,
-        _ if make_it => make(database, own()).await?,
-        Err(error) if error.message().contains("cannot be reached") => return Err(error),
-        _ => return Err(Error::not_found(format!("there is no archive at {place}"))),
-    };
+    let mut found = Vec::new();
+    if database.has("keybrake_archive").await? {
+        found = database.rows(own()).await?;
+    }
+    if found.is_empty() && !make_it {
+        return Err(Error::not_found(format!("there is no archive at {place}")));
+    }
+    if found.is_empty() {
+        found = make(database, own()).await?;
+    }
     let Some(mut row) = found.into_iter().next() else {
         return Err(Error::config(format!(
             "{place} is not an archive: its own record is gone"

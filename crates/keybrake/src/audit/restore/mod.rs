@@ -60,8 +60,9 @@ pub struct Restored {
 pub enum Progress {
     /// Events of the archive that were checked.
     Checked(u64),
-    /// Calls that were said again, or stood there already, of so many.
-    Said(u64, u64),
+    /// Calls that were said again, or stood there already. How many there will be is not counted before: on a large
+    /// archive that takes longer than its database is waited for.
+    Said(u64),
 }
 
 /// A log on its way back.
@@ -304,7 +305,6 @@ impl<'a> Restore<'a> {
         seen: &mut (impl FnMut(Progress) + Send),
     ) -> Result<()> {
         let common = restored.after_seq;
-        let all = self.archive.count_lacked(state.log, common).await?;
         let mut done = 0_u64;
         let mut after = String::new();
         loop {
@@ -336,9 +336,9 @@ impl<'a> Restore<'a> {
                 };
                 restored.calls = restored.calls.saturating_add(self.say(said).await?);
                 left = left.saturating_sub(u64::try_from(some.len()).unwrap_or(u64::MAX));
-                seen(Progress::Said(done.saturating_sub(left), all.max(done)));
+                seen(Progress::Said(done.saturating_sub(left)));
             }
-            seen(Progress::Said(done, all.max(done)));
+            seen(Progress::Said(done));
         }
     }
 

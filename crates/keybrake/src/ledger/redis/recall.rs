@@ -44,26 +44,28 @@ impl Unanswered {
 }
 
 impl Own {
-    /// Looks for the steps whose answers were lost. What cannot be read now is looked for at the next step.
+    /// Looks for the steps whose answers were lost. What cannot be read now is looked for at the next step: only a look at the
+    /// log counts as one.
     pub(super) async fn recall(&self, clock: &dyn Clock) {
         let Some(mut unanswered) = self.state().copies.past.take_unanswered() else {
             return;
         };
-        let looked = self.look_for(clock, &mut unanswered).await;
-        if let Err(error) = looked {
-            tracing::debug!(%error, "a step whose answer was lost could not be looked for");
+        match self.look_for(clock, &mut unanswered).await {
+            Ok(true) => unanswered.retain_mut(|step| {
+                step.tries = step.tries.saturating_add(1);
+                step.tries < TRIES
+            }),
+            Ok(false) => {}
+            Err(error) => tracing::debug!(%error, "a step whose answer was lost could not be looked for"),
         }
-        unanswered.retain_mut(|step| {
-            step.tries = step.tries.saturating_add(1);
-            step.tries < TRIES
-        });
         self.state().copies.past.put_back(unanswered);
     }
 
-    async fn look_for(&self, clock: &dyn Clock, steps: &mut Vec<Unanswered>) -> Result<()> {
+    /// Takes out those that are in the log; answers whether it could be read.
+    async fn look_for(&self, clock: &dyn Clock, steps: &mut Vec<Unanswered>) -> Result<bool> {
         let about = self.about().await?;
         if !about.open {
-            return Ok(());
+            return Ok(false);
         }
         let standing = about.standing;
         let oldest = steps.iter().map(|step| step.after).min().unwrap_or(0);
@@ -99,7 +101,7 @@ impl Own {
             state.copies.past.remember(clock.boot_ms(), done);
             false
         });
-        Ok(())
+        Ok(true)
     }
 
     /// A page of the log after a number: of each event its number, its time and its text.

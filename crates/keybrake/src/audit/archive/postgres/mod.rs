@@ -190,6 +190,14 @@ impl Database for Postgres {
         read(&rows)
     }
 
+    async fn has(&self, table: &'static str) -> Result<bool> {
+        let tables = Statement::new(
+            "SELECT 1::bigint WHERE to_regclass($1) IS NOT NULL",
+            [table.into()],
+        );
+        Ok(!self.rows(tables).await?.is_empty())
+    }
+
     async fn rows(&self, statement: Statement) -> Result<Vec<Row>> {
         let rows = self
             .run(async |client| {

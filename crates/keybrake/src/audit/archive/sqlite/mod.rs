@@ -193,6 +193,14 @@ impl Database for Sqlite {
         .await
     }
 
+    async fn has(&self, table: &'static str) -> Result<bool> {
+        let tables = Statement::new(
+            "SELECT name FROM sqlite_schema WHERE type = 'table' AND name = $1",
+            [table.into()],
+        );
+        Ok(!self.rows(tables).await?.is_empty())
+    }
+
     async fn rows(&self, statement: Statement) -> Result<Vec<Row>> {
         self.run(move |connection| query(connection, &statement)).await
     }
