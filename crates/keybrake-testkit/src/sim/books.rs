@@ -330,9 +330,12 @@ impl Books {
                 let spend = spends.iter().find(|(_, calls)| calls.contains(&id));
                 self.excused.extend(spend.map(|(spend, _)| spend.clone()));
                 self.excused.extend(old.key);
-                self.given_up.remove(&id);
             }
         }
+        // A void that was lost with the old server leaves the hold that it ended, which is on the safe side.
+        let calls = &self.calls;
+        self.given_up
+            .retain(|id| calls.get(id).is_some_and(|call| call.state == State::Voided));
         Ok(())
     }
 
