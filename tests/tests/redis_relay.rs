@@ -157,6 +157,41 @@ async fn denials_and_repeats_whose_answers_are_lost_have_one_row() {
     books_agree(&*at.ledger).await;
 }
 
+/// A call that was let through in a draft whose answer was lost, and refused in the next one, is refused, also when the
+/// network said the refusal twice and only the second, vain answer arrived.
+#[tokio::test]
+async fn a_refusal_that_the_network_says_twice_stays_a_refusal() {
+    let at = Behind::patient().await;
+    let key = books::key(
+        &*at.ledger,
+        "vk_tight",
+        &[books::lifetime("vk_tight", 2 * DOLLAR)],
+    )
+    .await
+    .unwrap();
+    books::reserve(&*at.ledger, books::call(&key, "call-first", DOLLAR))
+        .await
+        .unwrap()
+        .unwrap();
+    // What is left goes to another process, so that this one drafts on what was.
+    let other = fleet::open(&at.fleet.url()).unwrap();
+    books::reserve(&other, books::call(&key, "call-other", DOLLAR))
+        .await
+        .unwrap()
+        .unwrap();
+    at.relay.lose_reply("call-second");
+    at.relay.say_twice("kind\":\"denied");
+    let refused = books::reserve(&*at.ledger, books::call(&key, "call-second", DOLLAR)).await;
+    assert!(
+        at.relay.wait_caught(2),
+        "nothing was lost, or nothing was said twice"
+    );
+    assert_eq!(refused.unwrap().unwrap_err(), "CapHeld");
+    assert_eq!(events_of(&*at.ledger, EventKind::Denied).await.len(), 1);
+    assert_eq!(events_of(&*at.ledger, EventKind::Reserved).await.len(), 2);
+    books_agree(&*at.ledger).await;
+}
+
 /// What an administrator does is done once and answered as done, although the first answer was lost.
 #[tokio::test]
 async fn an_administrators_acts_whose_answers_are_lost_are_done_once_and_said_so() {

@@ -43,12 +43,14 @@ enum Fate {
     Lose,
     /// It and all that follow it on its connection wait.
     Hold,
+    /// It is dropped: the request is said once more, and that one's reply arrives.
+    Again,
 }
 
-/// The request that is waited for, and what becomes of its reply.
+/// The requests that are waited for, and what becomes of their replies.
 #[derive(Debug, Default)]
 struct Catch {
-    armed: Option<(Vec<u8>, Fate)>,
+    armed: Vec<(Vec<u8>, Fate)>,
     caught: u64,
 }
 
@@ -127,7 +129,7 @@ impl Relay {
 
     /// Everything goes through again, and what waited goes first. Connections of which bytes were swallowed are reset.
     pub fn pass(&self) -> io::Result<()> {
-        self.shared.catch().armed = None;
+        self.shared.catch().armed.clear();
         self.shared.mode.send_modify(|mode| {
             mode.flow = Flow::Pass;
             mode.passed = mode.passed.saturating_add(1);
@@ -166,16 +168,22 @@ impl Relay {
     /// Loses the reply to the next request that contains these bytes, on whichever connection: the request is forwarded
     /// and answered, and instead of the answer its connection is reset. Earlier replies still arrive.
     pub fn lose_reply(&self, containing: impl Into<Vec<u8>>) {
-        self.shared.catch().armed = Some((containing.into(), Fate::Lose));
+        self.arm(containing, Fate::Lose);
     }
 
     /// Holds the reply to the next such request, and all that follow it on its connection, until [`Self::pass`]: the
     /// command was executed and its sender waits.
     pub fn hold_reply(&self, containing: impl Into<Vec<u8>>) {
-        self.shared.catch().armed = Some((containing.into(), Fate::Hold));
+        self.arm(containing, Fate::Hold);
     }
 
-    /// Waits until so many replies have been lost or held since the start, at most [`PATIENCE`]. Answers whether they
+    /// Says the next such request twice and hands on the second reply alone: what a client library does that repeats by
+    /// itself what was lost.
+    pub fn say_twice(&self, containing: impl Into<Vec<u8>>) {
+        self.arm(containing, Fate::Again);
+    }
+
+    /// Waits until so many replies have been lost, held or asked for twice since the start, at most [`PATIENCE`]. Answers whether they
     /// have.
     pub fn wait_caught(&self, count: u64) -> bool {
         let (catch, _) = self
@@ -184,6 +192,10 @@ impl Relay {
             .wait_timeout_while(self.shared.catch(), PATIENCE, |catch| catch.caught < count)
             .unwrap_or_else(PoisonError::into_inner);
         catch.caught >= count
+    }
+
+    fn arm(&self, containing: impl Into<Vec<u8>>, fate: Fate) {
+        self.shared.catch().armed.push((containing.into(), fate));
     }
 
     fn flow(&self, flow: Flow) {
@@ -307,6 +319,12 @@ async fn requests(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, shared: &Shared
             asked = asked.saturating_add(1);
             if let Some(fate) = matched(shared, &request) {
                 *caught.lock().unwrap_or_else(PoisonError::into_inner) = Some((asked, fate));
+                if matches!(fate, Fate::Again) {
+                    asked = asked.saturating_add(1);
+                    if to.write_all(&request).await.is_err() {
+                        return End::Closed;
+                    }
+                }
             }
             if to.write_all(&request).await.is_err() {
                 return End::Closed;
@@ -339,6 +357,7 @@ async fn replies(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, shared: &Shared,
                 shared.changed.notify_all();
                 match fate {
                     Fate::Lose => return End::Reset,
+                    Fate::Again => continue,
                     Fate::Hold => {
                         // An error is the end of the relay.
                         let _ = mode.wait_for(|mode| mode.passed != passed).await;
@@ -356,13 +375,10 @@ async fn replies(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, shared: &Shared,
 /// What becomes of the reply to this request, when it is the one that is waited for.
 fn matched(shared: &Shared, request: &[u8]) -> Option<Fate> {
     let mut catch = shared.catch();
-    let (_, fate) = catch.armed.take_if(|(bytes, _)| {
-        bytes.is_empty()
-            || request
-                .windows(bytes.len())
-                .any(|window| window == bytes.as_slice())
-    })?;
-    Some(fate)
+    let contained =
+        |bytes: &[u8]| bytes.is_empty() || request.windows(bytes.len()).any(|window| window == bytes);
+    let found = catch.armed.iter().position(|(bytes, _)| contained(bytes))?;
+    Some(catch.armed.remove(found).1)
 }
 
 /// Waits while bytes are held. An error when they were swallowed: then this connection cannot go on.

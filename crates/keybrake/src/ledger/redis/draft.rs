@@ -418,12 +418,13 @@ impl Draft<'_> {
         });
     }
 
-    /// Leaves a mark if the step writes anything, and rests on it not having been left yet: the step runs once.
-    pub(super) fn mark(&mut self, name: &str) {
+    /// Leaves a mark, with the draft's number, if the step writes anything, and rests on none having been left yet: one
+    /// draft of the step runs, once.
+    pub(super) fn mark(&mut self, name: &str, draft: u32) {
         self.add(Entry {
             name: name.to_owned(),
             seen: Arc::from(""),
-            record: Record::Mark,
+            record: Record::Mark(draft),
             changed: !self.log.is_empty(),
         });
     }

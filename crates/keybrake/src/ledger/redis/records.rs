@@ -64,7 +64,8 @@ pub(super) enum Record {
     Object(ObjectRecord),
     ObjectPage(ObjectPage),
     Checkpoint(Box<Checkpoint>),
-    Mark,
+    /// The number of the draft that left it.
+    Mark(u32),
 }
 
 /// Whether the record of this name is a field of the hash `records`, and not a key of its own.
@@ -99,7 +100,7 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Record> {
         Some(b'o') => Record::Object(json(name, text)?),
         Some(b'f') => Record::ObjectPage(json(name, text)?),
         Some(b'c') => Record::Checkpoint(json(name, text)?),
-        Some(b'n') => Record::Mark,
+        Some(b'n') => Record::Mark(text.parse().map_err(|e| unreadable(name).because(e))?),
         _ => return Err(unreadable(name)),
     })
 }
@@ -126,7 +127,7 @@ pub(super) fn print(record: &Record) -> Result<String> {
         Record::Object(object) => json(object),
         Record::ObjectPage(page) => json(page),
         Record::Checkpoint(checkpoint) => json(checkpoint),
-        Record::Mark => Ok("1".to_owned()),
+        Record::Mark(draft) => Ok(draft.to_string()),
     }
 }
 
@@ -165,7 +166,7 @@ pub(super) fn kept_for_ms(record: &Record, now_ms: i64) -> Option<i64> {
         ),
         Record::Reply(_) => Some(CALL_KEPT_MS),
         // No command waits in a network for so long.
-        Record::Mark => Some(MARK_MS),
+        Record::Mark(_) => Some(MARK_MS),
         _ => None,
     }
 }

@@ -114,6 +114,9 @@ impl Drop for Noted<'_> {
     }
 }
 
+/// The name of a step's mark, made when a draft needs it, and the draft's number.
+pub(super) type Mark<'a> = Option<(&'a OnceLock<String>, u32)>;
+
 pub(super) enum Next<T> {
     /// Records are missing.
     Fetch(Vec<Missing>),
@@ -185,7 +188,7 @@ impl Own {
                 )));
             }
             let (sent, answer, notes) =
-                match self.draft(clock, kind, (&lists, Some(&mark), None), &mut rule)? {
+                match self.draft(clock, kind, (&lists, Some((&mark, drafts)), None), &mut rule)? {
                     Next::Fetch(missing) => {
                         fetches = fetches.saturating_add(1);
                         self.fetch(clock, missing, &mut lists).await?;
@@ -193,6 +196,7 @@ impl Own {
                     }
                     Next::Commit(sent, answer, notes) => (sent, answer, Noted { own: self, notes }),
                 };
+            let draft = drafts;
             drafts = drafts.saturating_add(1);
             let again = (drafts >= PATIENT).then(|| sent.look());
             match self.commit(clock, *sent).await {
@@ -204,13 +208,19 @@ impl Own {
                     return answer.map(|answer| (answer, After { counters, by }));
                 }
                 Ok((Answer::Moved(due), by)) => {
-                    if lost.is_some() && self.left(mark.get().map(String::as_str)) {
-                        notes.stand();
+                    if let Some(ran) = self.left(mark.get().map(String::as_str)) {
+                        // Two drafts may have come to different answers: only that of the one that ran holds.
+                        let answer = match lost {
+                            _ if ran == draft => {
+                                notes.stand();
+                                answer
+                            }
+                            Some((number, lost)) if number == ran => lost,
+                            _ => Err(self.ran_unknown()),
+                        };
                         self.recall(clock).await;
                         let counters = Counters::new();
-                        return lost
-                            .unwrap_or(answer)
-                            .map(|answer| (answer, After { counters, by }));
+                        return answer.map(|answer| (answer, After { counters, by }));
                     }
                     drop(notes);
                     if kind.lapses && !due.is_empty() {
@@ -235,7 +245,7 @@ impl Own {
                     if lost.is_some() {
                         return Err(error);
                     }
-                    lost = Some(answer);
+                    lost = Some((draft, answer));
                 }
                 Err(Failure::Refused(error)) => {
                     return Err(error);
@@ -247,11 +257,21 @@ impl Own {
         ))
     }
 
-    /// Whether a step left its mark.
-    fn left(&self, mark: Option<&str>) -> bool {
+    /// Which draft of a step left its mark.
+    fn left(&self, mark: Option<&str>) -> Option<u32> {
         let mut state = self.state();
-        let found = mark.and_then(|mark| state.copies.record(mark));
-        found.is_some_and(|copy| matches!(copy.record, Record::Mark))
+        match state.copies.record(mark?)?.record {
+            Record::Mark(draft) => Some(draft),
+            _ => None,
+        }
+    }
+
+    /// A network said a draft twice, and the one that the server had refused ran the second time.
+    fn ran_unknown(&self) -> Error {
+        Error::ledger(format!(
+            "the ledger at {} wrote a draft of this step that it had refused before; nothing was sent",
+            self.place.shown
+        ))
     }
 
     /// After the server's clock jumped: is it back, or has a person accepted it?
@@ -311,7 +331,7 @@ impl Own {
         &self,
         clock: &dyn Clock,
         kind: Kind,
-        (lists, mark, again): (&Lists, Option<&OnceLock<String>>, Option<&[Again]>),
+        (lists, mark, again): (&Lists, Mark<'_>, Option<&[Again]>),
         rule: &mut impl FnMut(&mut Draft<'_>, &mut Flood, i64) -> Result<T>,
     ) -> Result<Next<T>> {
         let mut state = self.state();
@@ -344,10 +364,10 @@ impl Own {
         if answer.is_err() {
             draft.write_nothing();
         }
-        if let Some(mark) = mark
+        if let Some((mark, number)) = mark
             && (kind.once || only_tells(&draft))
         {
-            draft.mark(mark.get_or_init(|| self.new_mark()));
+            draft.mark(mark.get_or_init(|| self.new_mark()), number);
         }
         let sent = wire::commit(&draft, &self.place.ns, (&self.id, known), standing, telling);
         match sent {
