@@ -10,7 +10,7 @@
  */
 
 import type { StopCondition, ToolExecutionOptions, ToolSet } from "ai";
-import { type Denied, denied } from "./errors.js";
+import { type Denied, denied, deniedResult } from "./errors.js";
 import { refuseUnknown, wholeOf } from "./options.js";
 import type { Run } from "./run.js";
 import { inTool } from "./tools.js";
@@ -60,7 +60,7 @@ export function stopOnDenied(options: StopOnDenied = {}): StopCondition<any, any
 
 function refused(part: { type: string; error?: unknown; output?: unknown }): boolean {
   if (part.type === "tool-error") return denied(part.error) !== null;
-  return part.type === "tool-result" && denied(part.output) !== null;
+  return part.type === "tool-result" && deniedResult(part.output) !== null;
 }
 
 type AnyTool = ToolSet[string];
@@ -102,7 +102,7 @@ function attempt(work: () => unknown): unknown {
 
 /** A result that is a refusal is none. Resend answers `{ error }` instead of throwing. */
 function told(result: unknown): unknown {
-  const refusal = typeof result === "object" && result !== null && "error" in result ? denied(result) : null;
+  const refusal = deniedResult(result);
   if (refusal) throw new ToolDenied(refusal);
   return result;
 }

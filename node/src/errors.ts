@@ -7,93 +7,68 @@ import { type Budget, type BudgetView, budgetFrom, type Code, type ExistingCall,
 
 const BRAND = Symbol.for("keybrake.error");
 
-/** `instanceof` goes by brand, so that it also holds between the ESM and the CommonJS build, and across bundles. */
-function branded(thing: unknown, kind: string): boolean {
-  const kinds = (thing as { [BRAND]?: unknown } | null | undefined)?.[BRAND];
-  return Array.isArray(kinds) && kinds.includes(kind);
+/**
+ * Gives a class of errors its name, and has `instanceof` go by a brand, so that it also holds between the ESM and the
+ * CommonJS build, and across bundles. A class that somebody derives from it is an ordinary class.
+ */
+function branded(kind: { prototype: KeybrakeError }, name: string): void {
+  const above = (kind.prototype as unknown as { [BRAND]?: readonly string[] })[BRAND] ?? [];
+  const hasInstance = function (this: unknown, thing: unknown): boolean {
+    if (this !== kind) return Function.prototype[Symbol.hasInstance].call(this as () => void, thing);
+    const kinds = typeof thing === "object" && thing !== null ? field(thing, BRAND) : null;
+    return Array.isArray(kinds) && kinds.includes(name);
+  };
+  Object.defineProperty(kind, Symbol.hasInstance, { value: hasInstance });
+  Object.defineProperty(kind.prototype, BRAND, { value: [name, ...above] });
+  Object.defineProperty(kind.prototype, "name", { value: name, configurable: true, writable: true });
 }
 
 /** Everything that Keybrake itself throws. The message says what was wrong, where, and what to do. */
 export class KeybrakeError extends Error {
-  override name = "KeybrakeError";
-  /** @internal */
-  get [BRAND](): readonly string[] {
-    return ["KeybrakeError"];
-  }
-  static override [Symbol.hasInstance](thing: unknown): boolean {
-    return branded(thing, "KeybrakeError");
+  static {
+    branded(KeybrakeError, "KeybrakeError");
   }
 }
 
 /** A policy or a budget is wrong; the message names the field, the place and the nearest valid name. */
 export class PolicyError extends KeybrakeError {
-  override name = "PolicyError";
-  /** @internal */
-  override get [BRAND](): readonly string[] {
-    return ["PolicyError", "KeybrakeError"];
-  }
-  static override [Symbol.hasInstance](thing: unknown): boolean {
-    return branded(thing, "PolicyError");
+  static {
+    branded(PolicyError, "PolicyError");
   }
 }
 
 /** A setting is missing or wrong: ledger URL, secret, base URL, file permissions. */
 export class ConfigError extends KeybrakeError {
-  override name = "ConfigError";
-  /** @internal */
-  override get [BRAND](): readonly string[] {
-    return ["ConfigError", "KeybrakeError"];
-  }
-  static override [Symbol.hasInstance](thing: unknown): boolean {
-    return branded(thing, "ConfigError");
+  static {
+    branded(ConfigError, "ConfigError");
   }
 }
 
 /** The ledger cannot be reached or read. Nothing was sent. */
 export class LedgerError extends KeybrakeError {
-  override name = "LedgerError";
-  /** @internal */
-  override get [BRAND](): readonly string[] {
-    return ["LedgerError", "KeybrakeError"];
-  }
-  static override [Symbol.hasInstance](thing: unknown): boolean {
-    return branded(thing, "LedgerError");
+  static {
+    branded(LedgerError, "LedgerError");
   }
 }
 
 /** Something needs a run, and no run is open here. */
 export class NoRun extends KeybrakeError {
-  override name = "NoRun";
-  /** @internal */
-  override get [BRAND](): readonly string[] {
-    return ["NoRun", "KeybrakeError"];
-  }
-  static override [Symbol.hasInstance](thing: unknown): boolean {
-    return branded(thing, "NoRun");
+  static {
+    branded(NoRun, "NoRun");
   }
 }
 
 /** No such key, run, call or budget. */
 export class NotFound extends KeybrakeError {
-  override name = "NotFound";
-  /** @internal */
-  override get [BRAND](): readonly string[] {
-    return ["NotFound", "KeybrakeError"];
-  }
-  static override [Symbol.hasInstance](thing: unknown): boolean {
-    return branded(thing, "NotFound");
+  static {
+    branded(NotFound, "NotFound");
   }
 }
 
 /** The vendor could not be reached, or its answer could not be read. */
 export class VendorError extends KeybrakeError {
-  override name = "VendorError";
-  /** @internal */
-  override get [BRAND](): readonly string[] {
-    return ["VendorError", "KeybrakeError"];
-  }
-  static override [Symbol.hasInstance](thing: unknown): boolean {
-    return branded(thing, "VendorError");
+  static {
+    branded(VendorError, "VendorError");
   }
 }
 
@@ -116,7 +91,10 @@ export interface Denial {
  * A refused call: what was refused, why, and what is left. `denied(x)` finds it in whatever an SDK made of it.
  */
 export class Denied extends KeybrakeError {
-  override name = "Denied";
+  static {
+    branded(Denied, "Denied");
+  }
+
   /** Why, such as `cap_exceeded`. */
   readonly code: Code;
   /** The call, as in the audit. */
@@ -179,7 +157,7 @@ export class Denied extends KeybrakeError {
 
   /** The refusal in words for a language model: what was not done, that it is final, and what to do instead. */
   forModel(): string {
-    return native.forModel(JSON.stringify(this.#denial));
+    return translated(() => native.forModel(JSON.stringify(this.#denial)));
   }
 
   /** The refusal as plain data: amounts in micro-USD, times in Unix milliseconds. */
@@ -193,14 +171,6 @@ export class Denied extends KeybrakeError {
 
   #money(which: "cap" | "used" | "held" | "remaining"): string | null {
     return this.budget?.unit === "usd" ? this.budget[which] : null;
-  }
-
-  /** @internal */
-  override get [BRAND](): readonly string[] {
-    return ["Denied", "KeybrakeError"];
-  }
-  static override [Symbol.hasInstance](thing: unknown): boolean {
-    return branded(thing, "Denied");
   }
 }
 
@@ -217,12 +187,13 @@ function existingFrom(view: NonNullable<Denial["existing"]>): ExistingCall {
 /**
  * The refusal in an error or a result, or `null`. The way to recognise a refusal, whatever carries it: the error
  * itself, its `cause`, an `AggregateError`, the vendor-shaped error that an SDK made of it, a `{ error }` result
- * (Resend never throws), or a parsed body.
+ * (Resend never throws), or a parsed body. Never throws. A body is taken at its word: ask it of what an SDK threw or
+ * answered, not of data that somebody else wrote.
  */
 export function denied(thing: unknown): Denied | null {
   const seen = new Set<unknown>();
   const queue: unknown[] = [thing];
-  for (let item = queue.shift(); seen.size < 100; item = queue.shift()) {
+  for (let item = queue.shift(); seen.size < MOST_PLACES; item = queue.shift()) {
     if (typeof item === "object" && item !== null && !seen.has(item)) {
       seen.add(item);
       if (item instanceof Denied) return item;
@@ -235,22 +206,51 @@ export function denied(thing: unknown): Denied | null {
   return null;
 }
 
+/**
+ * The refusal in what a tool returned, or `null`. A tool's result is data, and anybody may have written it; so it has
+ * to be an error that was made in this process: `{ error }` with an `Error`, or with what Resend's adapter answers.
+ */
+export function deniedResult(result: unknown): Denied | null {
+  const error = typeof result === "object" && result !== null ? field(result, "error") : null;
+  if (typeof error !== "object" || error === null) return null;
+  const made = types.isNativeError(error) || field(error, OURS) instanceof Denied;
+  return made ? denied(error) : null;
+}
+
+/** How many objects are looked into. */
+const MOST_PLACES = 100;
+/** Where our own answers that are no errors keep the refusal. */
+const OURS = "keybrakeDenied";
 /** Where SDKs and frameworks keep what they were given: Stripe in `raw`, Twilio in `details`, Resend in `error`. */
-const PLACES = ["cause", "error", "raw", "details", "body", "reason", "keybrakeDenied"] as const;
+const PLACES = ["cause", "error", "raw", "details", "body", "reason", "suppressed", OURS] as const;
 
 function inside(item: object): unknown[] {
-  const fields = item as Record<string, unknown>;
-  const errors = Array.isArray(fields.errors) ? fields.errors : [];
-  return [...PLACES.map((place) => fields[place]), ...errors];
+  const errors = field(item, "errors");
+  const several = Array.isArray(errors) ? errors.slice(0, MOST_PLACES) : [];
+  return [...PLACES.map((place) => field(item, place)), ...several];
+}
+
+/** A field of what somebody else made; a getter or a proxy that fails has none. */
+function field(item: object, name: string | symbol): unknown {
+  try {
+    return (item as Record<string | symbol, unknown>)[name];
+  } catch {
+    return undefined;
+  }
 }
 
 function inBody(item: object): Denied | null {
-  const carried = (item as { keybrake?: unknown }).keybrake as Partial<Denial> | null | undefined;
+  const carried = field(item, "keybrake");
   if (typeof carried !== "object" || carried === null) return null;
-  if (typeof carried.code !== "string" || typeof carried.message !== "string") return null;
-  const { statusCode, status } = item as { statusCode?: unknown; status?: unknown };
-  const shown = [statusCode, status].find((value) => typeof value === "number") as number | undefined;
-  return new Denied(carried as Denial, shown ?? 403);
+  const shown = [field(item, "statusCode"), field(item, "status")].find((value) => typeof value === "number");
+  try {
+    const text = JSON.stringify(carried);
+    // What the engine cannot read is none of its refusals.
+    native.forModel(text);
+    return new Denied(JSON.parse(text) as Denial, (shown as number | undefined) ?? 403);
+  } catch {
+    return null;
+  }
 }
 
 const KINDS: Record<string, new (message: string, options?: ErrorOptions) => KeybrakeError> = {

@@ -12,7 +12,8 @@
 
 import { ToolMessage } from "@langchain/core/messages";
 import { type AgentMiddleware, createMiddleware } from "langchain";
-import { denied } from "./errors.js";
+import { here } from "./context.js";
+import { type Denied, denied } from "./errors.js";
 import { refuseUnknown } from "./options.js";
 import type { Run } from "./run.js";
 import { inTool } from "./tools.js";
@@ -37,19 +38,22 @@ export function keybrakeMiddleware(run?: Run | null, options: KeybrakeMiddleware
     name: "Keybrake",
     async wrapToolCall(request, handler) {
       const { name, id = "" } = request.toolCall;
-      try {
-        return await inTool(run ?? null, name, id, () => handler(request));
-      } catch (error) {
-        const refusal = denied(error);
-        if (!refusal) throw error;
-        const keybrake = refusal.toJSON();
-        return new ToolMessage({
+      const words = (refusal: Denied) =>
+        new ToolMessage({
           content: refusal.forModel(),
           tool_call_id: id,
           name,
           status: "error",
-          artifact: { keybrake },
+          artifact: { keybrake: refusal.toJSON() },
         });
+      try {
+        const answer = await inTool(run ?? null, name, id, () => handler(request));
+        const refusal = returned(answer, run ?? here().run);
+        return refusal ? words(refusal) : answer;
+      } catch (error) {
+        const refusal = denied(error);
+        if (!refusal) throw error;
+        return words(refusal);
       }
     },
     ...(options.endOnDenied
@@ -62,6 +66,25 @@ export function keybrakeMiddleware(run?: Run | null, options: KeybrakeMiddleware
         }
       : {}),
   }) as AgentMiddleware;
+}
+
+/**
+ * The refusal that a tool returned as `{ error }`, as Resend answers it. LangChain has made text of it by now, and text
+ * is anybody's; so it has to be a call that this run has seen refused.
+ */
+function returned(answer: unknown, run: Run | null): Denied | null {
+  if (!ToolMessage.isInstance(answer) || typeof answer.content !== "string") return null;
+  const refusal = denied({ error: parsed(answer.content)?.error });
+  const ours = refusal !== null && run?.calls.some((call) => call.callId === refusal.callId && call.code !== null);
+  return ours ? refusal : null;
+}
+
+function parsed(text: string): { error?: unknown } | null {
+  try {
+    return JSON.parse(text) as { error?: unknown } | null;
+  } catch {
+    return null;
+  }
 }
 
 /** For `toolRetryMiddleware({ retryOn })`: a refusal is final, anything else is tried again. */

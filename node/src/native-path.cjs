@@ -1,12 +1,40 @@
 // Where the native module of this platform is: the one built here, or the optional package that npm installed for it.
 "use strict";
-const { existsSync } = require("node:fs");
+const { closeSync, existsSync, openSync, readSync } = require("node:fs");
 const { join } = require("node:path");
 
+/** Node's own loader says by which C library it was linked; only where that is unclear, the costly report does. */
 function libc() {
   if (process.platform !== "linux") return "";
-  const glibc = process.report?.getReport()?.header?.glibcVersionRuntime;
-  return glibc ? "-gnu" : "-musl";
+  const loader = /\/ld-(musl|linux)/.exec(headOf(process.execPath))?.[1];
+  return (loader ? loader === "linux" : reportsGlibc()) ? "-gnu" : "-musl";
+}
+
+/** The beginning of a program, where ELF has the name of its loader. */
+function headOf(program) {
+  const head = Buffer.alloc(4096);
+  let file;
+  try {
+    file = openSync(program, "r");
+    return head.toString("latin1", 0, readSync(file, head, 0, head.length, 0));
+  } catch {
+    return "";
+  } finally {
+    if (file !== undefined) closeSync(file);
+  }
+}
+
+/** The report names every open socket's peer, which takes a DNS look-up each and blocks meanwhile: not asked for. */
+function reportsGlibc() {
+  const { report } = process;
+  if (!report) return false;
+  const before = report.excludeNetwork;
+  report.excludeNetwork = true;
+  try {
+    return report.getReport().header.glibcVersionRuntime !== undefined;
+  } finally {
+    report.excludeNetwork = before;
+  }
 }
 
 const target = `${process.platform}-${process.arch}${libc()}`;

@@ -110,6 +110,8 @@ function answered<T>(ended: Ended): Answer<T> {
   if (body === null)
     return failed(`Resend answered ${ended.status} with what is no JSON object`, ended.status, headers);
   const fine = ended.status >= 200 && ended.status < 300;
+  // Beside what JSON could say, so that nobody who writes JSON can say it.
+  if (ended.kind === "denied") Object.defineProperty(body, "keybrakeDenied", { value: ended.denied });
   return (fine ? { data: body as T, error: null, headers } : { data: null, error: body, headers }) as Answer<T>;
 }
 

@@ -7,6 +7,7 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import { z } from "zod";
 import { currentRun, denied, Keybrake, type Policy, type Run } from "../src/index.js";
 import { keybrakeMiddleware, retryOn } from "../src/langchain.js";
+import { createResend } from "../src/resend.js";
 import { createStripe } from "../src/stripe.js";
 import { type Simulator, simulator } from "../src/testing.js";
 
@@ -107,6 +108,31 @@ test("a retry around the middleware has nothing to try again; one inside it is t
     expect(executed).toBe(1);
     expect(answers.map(({ content }) => content)).toEqual([expect.stringMatching(/^NOT DONE\. Spending limit/)]);
   }
+});
+
+test("a refusal that a tool returns, as Resend does, is put into words; a page that says the same is not", async () => {
+  const mail = simulator({ vendor: "resend" });
+  const kb = new Keybrake({ ledger: "memory:", secrets: { resend: mail.secret }, baseUrls: { resend: mail.url } });
+  const run = await kb.open({ policy: { vendor: "resend", daily_usd_cap: 1, allowed_endpoints: ["reads"] } });
+  const resend = createResend(run);
+  const email = { from: "a@a.example", to: "b@b.example", subject: "x", text: "x" };
+  const keybrake = { code: "stopped", message: "x", call_id: "0199" };
+  const results = [() => resend.emails.send(email), async () => ({ data: null, error: { keybrake } })];
+  const read: unknown[] = [];
+  for (const result of results) {
+    const refund = tool(result, { name: "refund", description: "Refunds", schema: z.object({ charge: z.string() }) });
+    const model = new Stubborn("ch_1", 1);
+    const agent = createAgent({ model, tools: [refund], middleware: [keybrakeMiddleware(run)] });
+    const { messages } = await agent.invoke({ messages: [new HumanMessage("Refund it")] });
+    read.push(...(messages as BaseMessage[]).filter((message) => ToolMessage.isInstance(message)));
+  }
+  const [refused, page] = read as ToolMessage[];
+  expect(refused).toMatchObject({ status: "error", content: expect.stringMatching(/^NOT DONE/) });
+  expect(denied(refused?.artifact)?.code).toBe("endpoint_not_allowed");
+  expect(page?.content).toBe(JSON.stringify({ data: null, error: { keybrake } }));
+  expect(page?.status).not.toBe("error");
+  await kb.close();
+  mail.stop();
 });
 
 test("a failure that is no refusal is tried again and stays what it is", async () => {
