@@ -485,7 +485,8 @@ fn unasked(vendor: &str) -> Refusal {
 
 #[cfg(test)]
 mod tests {
-    use super::fallback;
+    use super::resend::Resend;
+    use super::*;
 
     #[test]
     fn a_host_that_is_no_vendors_is_refused_in_the_shape_of_its_domains() {
@@ -504,5 +505,47 @@ mod tests {
         ] {
             assert_eq!(fallback(url).name(), shape, "{url}");
         }
+    }
+
+    #[test]
+    fn what_a_vendor_leaves_out_is_refused() {
+        let call = Call {
+            method: "GET".to_owned(),
+            url: "https://api.resend.com/emails".to_owned(),
+            headers: Vec::new(),
+            body: "as it came".into(),
+        };
+        assert_eq!(Resend.append_fields(&call, &[]).unwrap(), "as it came");
+        let tag = [("tag".to_owned(), "x".to_owned())];
+        let refused = Resend.append_fields(&call, &tag).unwrap_err();
+        assert_eq!(refused.code, Code::RequestMalformed);
+        let listed = Resend
+            .recognise(&Call {
+                body: bytes::Bytes::new(),
+                ..call
+            })
+            .unwrap();
+        let reply = Reply {
+            status: 200,
+            headers: Vec::new(),
+            body: r#"{"amount": 5, "currency": "usd", "customer": "c"}"#.into(),
+        };
+        let unasked = Resend.read_lookup(&listed, &reply).unwrap_err();
+        assert_eq!(unasked.code, Code::CostUnknown);
+        assert_eq!(Resend.read_owner(&listed, &reply).unwrap_err(), unasked);
+        assert!(!Resend.streams(&listed) && Resend.tag_field(&listed).is_none());
+        let unknown = Unresolved {
+            operation: "emails.send",
+            ids: &[],
+            fields: &[],
+            pins: &[],
+            object: Some("e_1"),
+            tag: None,
+            reserved_at_ms: 0,
+            not_after_ms: 0,
+        };
+        assert_eq!(Resend.inquiry(&unknown), Inquiry::None);
+        assert!(matches!(Resend.finding(&unknown, &reply), Finding::Unclear(_)));
+        assert_eq!(Resend.exponent(Currency::parse("usd").unwrap()), None);
     }
 }

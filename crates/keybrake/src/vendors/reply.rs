@@ -62,6 +62,12 @@ fn of_budget(headers: &mut Vec<(&str, String)>, budget: &BudgetView, now_ms: i64
     }
 }
 
+/// A reply as it may be recorded: with these headers, and without members of these names. A body that is not JSON is
+/// dropped.
+pub(super) fn stripped(reply: &Reply, headers: &[&str], secrets: &[&str]) -> Reply {
+    kept(reply, headers, without(&reply.body, secrets).unwrap_or_default())
+}
+
 /// A reply as it may be recorded: this body, and no other headers than these (cookies are none of them).
 pub(super) fn kept(reply: &Reply, headers: &[&str], body: Bytes) -> Reply {
     let is_kept = |name: &str| headers.iter().any(|kept| kept.eq_ignore_ascii_case(name));
@@ -86,9 +92,8 @@ pub(super) fn may_spell(body: &[u8], words: &[&str]) -> bool {
     }
 }
 
-/// A JSON body without members of these names, wherever they stand; `None` when it is not JSON. For replies that are
-/// recorded.
-pub(super) fn without(body: &[u8], names: &[&str]) -> Option<Bytes> {
+/// A JSON body without members of these names, wherever they stand; `None` when it is not JSON.
+fn without(body: &[u8], names: &[&str]) -> Option<Bytes> {
     let mut value = serde_json::from_slice::<Value>(body).ok()?;
     remove(&mut value, names);
     Some(Bytes::from(value.to_string()))

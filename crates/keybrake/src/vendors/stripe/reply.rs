@@ -44,10 +44,9 @@ const SECRETS: [&str; 3] = ["client_secret", "secret", "payload"];
 /// A reply as it may be recorded: without client secrets, cookies and the like. A body in which something of that
 /// kind is written, and that is not JSON, is dropped.
 pub(super) fn strip(reply: &Reply) -> Reply {
-    let body = if vendors::reply::may_spell(&reply.body, &["secret", "payload"]) {
-        vendors::reply::without(&reply.body, &SECRETS).unwrap_or_default()
+    if vendors::reply::may_spell(&reply.body, &["secret", "payload"]) {
+        vendors::reply::stripped(reply, &KEPT_HEADERS, &SECRETS)
     } else {
-        reply.body.clone()
-    };
-    vendors::reply::kept(reply, &KEPT_HEADERS, body)
+        vendors::reply::kept(reply, &KEPT_HEADERS, reply.body.clone())
+    }
 }

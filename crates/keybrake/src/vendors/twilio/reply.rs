@@ -28,8 +28,7 @@ const SECRETS: [&str; 4] = ["auth_token", "secret", "password", "token"];
 
 /// A reply as it may be recorded. A body that is not JSON is dropped.
 pub(super) fn strip(reply: &Reply) -> Reply {
-    let body = vendors::reply::without(&reply.body, &SECRETS).unwrap_or_default();
-    vendors::reply::kept(reply, &KEPT_HEADERS, body)
+    vendors::reply::stripped(reply, &KEPT_HEADERS, &SECRETS)
 }
 
 #[cfg(test)]
