@@ -10,4 +10,4 @@ pub mod sender;
 pub mod sending;
 pub mod world;
 
-pub use world::{Ended, World, ended, noon_zone, post, refunds};
+pub use world::{Ended, World, ended, generated, noon_zone, post, refunds, signed};

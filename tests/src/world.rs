@@ -17,7 +17,7 @@ use keybrake::policy::{Code, Denial, Policy};
 use keybrake::request::Call;
 use keybrake::secret::Secret;
 use keybrake::vendors::Reply;
-use keybrake_testkit::stripe::{MovementKind, Simulator, SimulatorOptions};
+use keybrake_testkit::stripe::{Fault, FaultKind, MovementKind, RequestLog, Simulator, SimulatorOptions};
 use serde_json::{Value, json};
 
 /// A time zone in which it is about noon, so that a test crosses midnight only when it means to. (The engine's clock
@@ -125,15 +125,7 @@ impl World {
 
     /// A POST with form fields, as an SDK makes it: with a random key of its own.
     pub async fn post(&self, path: &str, form: &str) -> Ended {
-        self.call(
-            &self.key,
-            post(path, form),
-            CallContext {
-                key_origin: KeyOrigin::Generated,
-                ..Default::default()
-            },
-        )
-        .await
+        self.call(&self.key, post(path, form), generated(None)).await
     }
 
     /// A POST as a named step.
@@ -143,12 +135,7 @@ impl World {
 
     /// The same with another key.
     pub async fn step_by(&self, key: &IssuedKey, step: &str, path: &str, form: &str) -> Ended {
-        let context = CallContext {
-            step: Some(step.to_owned()),
-            key_origin: KeyOrigin::Generated,
-            ..CallContext::default()
-        };
-        self.call(key, post(path, form), context).await
+        self.call(key, post(path, form), generated(Some(step))).await
     }
 
     /// A GET.
@@ -163,13 +150,24 @@ impl World {
     }
 
     /// Any call with any key; the key's token is put where the SDK puts the API key.
-    pub async fn call(&self, key: &IssuedKey, mut call: Call, context: CallContext) -> Ended {
-        call.headers.push((
-            "Authorization".to_owned(),
-            format!("Bearer {}", key.token.expose()),
-        ));
+    pub async fn call(&self, key: &IssuedKey, call: Call, context: CallContext) -> Ended {
+        let call = signed(key, call);
         let answer = self.kb.shell().send(call, context, Duration::ZERO).await.unwrap();
         ended(answer)
+    }
+
+    /// The next `times` refunds meet this fault.
+    pub fn fault_refunds(&self, kind: FaultKind, times: u64) {
+        let fault = Fault::new(kind).on("POST", "/v1/refunds").times(times);
+        self.stripe.fault(fault).unwrap();
+    }
+
+    /// The writes that arrived at the vendor.
+    pub fn posts(&self) -> Vec<RequestLog> {
+        let all = self.stripe.requests();
+        all.into_iter()
+            .filter(|request| request.method == "POST")
+            .collect()
     }
 
     /// What the vendor says it refunded, in cents.
@@ -279,6 +277,22 @@ pub fn post(path: &str, form: &str) -> Call {
             ("Idempotency-Key".to_owned(), generated),
         ],
         body: form.to_owned().into(),
+    }
+}
+
+/// The call with a key's token where an SDK puts the API key.
+pub fn signed(key: &IssuedKey, mut call: Call) -> Call {
+    let bearer = format!("Bearer {}", key.token.expose());
+    call.headers.push(("Authorization".to_owned(), bearer));
+    call
+}
+
+/// The context of a step, or of none, whose idempotency key the SDK made up.
+pub fn generated(step: Option<&str>) -> CallContext {
+    CallContext {
+        step: step.map(str::to_owned),
+        key_origin: KeyOrigin::Generated,
+        ..CallContext::default()
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use keybrake::brake::{CallContext, Decision, KeyOrigin, Limits};
+use keybrake::brake::{CallContext, Decision, Limits};
 use keybrake::client::Answer;
 use keybrake::clock::{Clock, ManualClock, SystemClock};
 use keybrake::facade::Keybrake;
@@ -15,6 +15,7 @@ use keybrake::policy::Policy;
 use keybrake::request::Call;
 use keybrake::secret::Secret;
 use keybrake_testkit::stripe::{Simulator, SimulatorOptions, TEST_SECRET};
+use keybrake_tests::generated;
 use serde_json::json;
 
 /// A machine that falls asleep right after somebody has looked at its clock, for longer than a permit lasts.
@@ -84,10 +85,7 @@ impl Place {
             headers: vec![("Authorization".to_owned(), self.bearer.clone())],
             body: Bytes::new(),
         };
-        let context = CallContext {
-            key_origin: KeyOrigin::Generated,
-            ..CallContext::default()
-        };
+        let context = generated(None);
         (call, context)
     }
 

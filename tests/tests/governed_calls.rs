@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use keybrake::brake::{CallContext, Decision, KeyOrigin, SendEnd};
+use keybrake::brake::{CallContext, Decision, SendEnd};
 use keybrake::ledger::{HoldFilter, State};
 use keybrake::policy::Code;
 use keybrake::vendors::Reply;
 use keybrake_testkit::stripe::{Fault, FaultKind, Release};
-use keybrake_tests::{World, post, refunds};
+use keybrake_tests::{World, generated, post, refunds, signed};
 use serde_json::json;
 
 #[tokio::test]
@@ -73,10 +73,7 @@ async fn scenario_12_same_twenty_dollars_twice() {
         .id();
     assert_eq!(world.refunded(), 4_000, "two orders with steps are two refunds");
     // A timeout followed by the model's new tool call is one refund.
-    world
-        .stripe
-        .fault(Fault::new(FaultKind::DropAfterExecuting).on("POST", "/v1/refunds"))
-        .unwrap();
+    world.fault_refunds(FaultKind::DropAfterExecuting, 1);
     let lost = world
         .step("tool-call-1", "/v1/refunds", "charge=ch_2&amount=2000")
         .await;
@@ -216,10 +213,7 @@ async fn refusals_send_nothing_and_hold_nothing() {
     ];
     for (call, code) in cases {
         let shown = format!("{call:?}");
-        let context = CallContext {
-            key_origin: KeyOrigin::Generated,
-            ..Default::default()
-        };
+        let context = generated(None);
         let ended = world.call(&world.key, call, context).await;
         assert_eq!(ended.code(), Some(code), "{shown}: {ended:?}");
     }
@@ -240,12 +234,7 @@ async fn scenario_18_a_callers_own_key_is_forwarded_untagged() {
         .push(("Idempotency-Key".to_owned(), "my-own-key".to_owned()));
     let ended = world.call(&world.key, call, CallContext::default()).await;
     assert_eq!(ended.json.get("metadata"), Some(&json!({})), "{ended:?}");
-    let posts: Vec<_> = world
-        .stripe
-        .requests()
-        .into_iter()
-        .filter(|request| request.method == "POST")
-        .collect();
+    let posts = world.posts();
     assert_eq!(
         posts.last().unwrap().idempotency_key.as_deref(),
         Some("my-own-key")
@@ -260,15 +249,8 @@ async fn lesson_12_a_reply_that_says_no_cost_is_charged_at_the_estimate() {
     )
     .await;
     for invoice in ["in_1", "in_2"] {
-        let mut call = post(&format!("/v1/invoices/{invoice}/pay"), "");
-        call.headers.push((
-            "Authorization".to_owned(),
-            format!("Bearer {}", world.key.token.expose()),
-        ));
-        let context = CallContext {
-            key_origin: KeyOrigin::Generated,
-            ..CallContext::default()
-        };
+        let call = signed(&world.key, post(&format!("/v1/invoices/{invoice}/pay"), ""));
+        let context = generated(None);
         let Decision::Permit(permit) = world.kb.brake().authorize(call, context).await.unwrap() else {
             panic!("refused")
         };
@@ -303,15 +285,7 @@ async fn the_vendor_says_whose_object_it_is_not_the_request() {
         let ended = world.post(path, form).await;
         assert_eq!(ended.code(), Some(Code::CustomerNotAllowed), "{path}: {ended:?}");
     }
-    assert_eq!(
-        world
-            .stripe
-            .requests()
-            .iter()
-            .filter(|request| request.method == "POST")
-            .count(),
-        0
-    );
+    assert_eq!(world.posts().len(), 0);
 }
 
 #[tokio::test]
@@ -356,14 +330,8 @@ async fn scenario_16_what_is_only_held_can_be_waited_for() {
         let world = Arc::clone(&world);
         tokio::spawn(async move {
             let form = format!("amount={amount}&currency=usd&confirm=true&payment_method={method}");
-            let mut call = post("/v1/payment_intents", &form);
-            let bearer = format!("Bearer {}", world.key.token.expose());
-            call.headers.push(("Authorization".to_owned(), bearer));
-            let context = CallContext {
-                step: Some(step.to_owned()),
-                key_origin: KeyOrigin::Generated,
-                ..CallContext::default()
-            };
+            let call = signed(&world.key, post("/v1/payment_intents", &form));
+            let context = generated(Some(step));
             keybrake_tests::ended(world.kb.shell().send(call, context, wait).await.unwrap())
         })
     };

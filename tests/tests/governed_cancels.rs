@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use keybrake::brake::{CallContext, Decision, KeyOrigin, Permit, SendEnd};
+use keybrake::brake::{CallContext, Decision, Permit, SendEnd};
 use keybrake::clock::SystemClock;
 use keybrake::facade::{IssuedKey, Keybrake};
 use keybrake::ledger::{HoldFilter, State};
@@ -17,7 +17,7 @@ use keybrake::request::Call;
 use keybrake::secret::Secret;
 use keybrake_testkit::stripe::{MovementKind, Simulator, SimulatorOptions, TEST_SECRET};
 use keybrake_tests::gated::{Gated, Way};
-use keybrake_tests::{noon_zone, post};
+use keybrake_tests::{generated, noon_zone, post, signed};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -59,14 +59,8 @@ impl Place {
     }
 
     fn call(&self, step: &str) -> (Call, CallContext) {
-        let mut call = post("/v1/payment_intents", FORM);
-        let bearer = format!("Bearer {}", self.key.token.expose());
-        call.headers.push(("Authorization".to_owned(), bearer));
-        let context = CallContext {
-            step: Some(step.to_owned()),
-            key_origin: KeyOrigin::Generated,
-            ..CallContext::default()
-        };
+        let call = signed(&self.key, post("/v1/payment_intents", FORM));
+        let context = generated(Some(step));
         (call, context)
     }
 

@@ -7,7 +7,7 @@ use keybrake::clock::{Clock, SystemClock};
 use keybrake::ledger::{AdminNote, StopScope};
 use keybrake::policy::{Code, Policy};
 use keybrake_testkit::stripe::MovementKind;
-use keybrake_tests::{World, post, refunds};
+use keybrake_tests::{World, generated, post, refunds};
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -29,10 +29,7 @@ async fn stop_from_elsewhere_ends_the_run_on_its_next_call() {
     assert_eq!(refused.denial.unwrap().stop.unwrap().by, "oncall");
     assert_eq!(world.stripe.request_count(), sent, "nothing left the process");
     let other = world.issue(refunds(500), "run_2").await;
-    let context = CallContext {
-        key_origin: KeyOrigin::Generated,
-        ..Default::default()
-    };
+    let context = generated(None);
     let ended = world
         .call(&other, post("/v1/refunds", "charge=ch_3&amount=100"), context)
         .await;
@@ -51,10 +48,7 @@ async fn scenario_21_observe_child_under_an_enforcing_parent() {
     let child = json!({"vendor": "stripe", "label": "child", "mode": "observe", "daily_usd_cap": 1, "parent": world.key.id,
         "allowed_endpoints": ["refunds.create"]});
     let child = world.issue(child, "run_1").await;
-    let context = CallContext {
-        key_origin: KeyOrigin::Generated,
-        ..Default::default()
-    };
+    let context = generated(None);
     let first = world
         .call(
             &child,
@@ -85,10 +79,7 @@ async fn scenario_21_an_observing_child_hides_nothing_from_its_parents_rules() {
         "daily_usd_cap": 500, "allowed_endpoints": ["refunds.create"], "max_amount_per_call_usd": 10,
         "params": {"refunds.create": {"metadata[order]": {"forbidden": true}, "amount": {"max": 900}}}});
     let child = world.issue(child, "run_1").await;
-    let context = || CallContext {
-        key_origin: KeyOrigin::Generated,
-        ..CallContext::default()
-    };
+    let context = || generated(None);
     for (path, form, code) in [
         (
             "/v1/payouts",
@@ -145,10 +136,7 @@ async fn a_childs_rate_does_not_stand_in_for_its_parents() {
         "currency_rates": {"eur": {"usd": "0.01", "as_of": today, "max_age": "366d"}},
         "allowed_endpoints": ["refunds.create"]});
     let child = world.issue(child, "run_1").await;
-    let context = CallContext {
-        key_origin: KeyOrigin::Generated,
-        ..CallContext::default()
-    };
+    let context = generated(None);
     let ended = world
         .call(&child, post("/v1/refunds", "charge=ch_eur&amount=2500"), context)
         .await;

@@ -5,14 +5,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use keybrake::audit::RowFilter;
-use keybrake::brake::{CallContext, KeyOrigin};
+use keybrake::brake::CallContext;
 use keybrake::facade::{IssuedKey, Keybrake};
 use keybrake::policy::{Code, Policy};
 use keybrake::request::Call;
 use keybrake::secret::Secret;
 use keybrake_testkit::redis::{RedisOptions, RedisServer};
 use keybrake_testkit::stripe::{MovementKind, Simulator, SimulatorOptions};
-use keybrake_tests::{Ended, ended, post};
+use keybrake_tests::{Ended, ended, generated, post, signed};
 use serde_json::json;
 
 /// Calls in the key's budget.
@@ -29,9 +29,8 @@ async fn keybrake(url: &str, stripe: &Simulator, dir: &Path) -> Keybrake {
         .unwrap()
 }
 
-async fn send(kb: &Keybrake, key: &IssuedKey, mut call: Call, context: CallContext) -> Ended {
-    let token = format!("Bearer {}", key.token.expose());
-    call.headers.push(("Authorization".to_owned(), token));
+async fn send(kb: &Keybrake, key: &IssuedKey, call: Call, context: CallContext) -> Ended {
+    let call = signed(key, call);
     ended(kb.shell().send(call, context, Duration::ZERO).await.unwrap())
 }
 
@@ -56,11 +55,7 @@ async fn two_processes_share_a_cap(ledger: &str, dir: &Path) {
     let policy = Policy::from_value(&policy).unwrap();
     let key = one.issue(policy).run("run_1").await.unwrap();
     let refund = post("/v1/refunds", "charge=ch_1&amount=500");
-    let context = CallContext {
-        key_origin: KeyOrigin::Generated,
-        step: Some("refund".to_owned()),
-        ..CallContext::default()
-    };
+    let context = generated(Some("refund"));
     let refunded = send(&one, &key, refund, context).await;
 
     let mut reads = 0;

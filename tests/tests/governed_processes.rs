@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keybrake::audit::RowFilter;
-use keybrake::brake::{CallContext, KeyOrigin, Limits};
+use keybrake::brake::Limits;
 use keybrake::clock::{Clock, ManualClock, SystemClock};
 use keybrake::facade::{IssuedKey, Keybrake, Resolution};
 use keybrake::ledger::{AdminNote, Event, EventFilter, EventKind, HoldFilter, Reservation, State, StopScope};
@@ -18,7 +18,7 @@ use keybrake_testkit::stripe::{
     Fault, FaultKind, MovementKind, Seed, SeedCharge, Simulator, SimulatorOptions, TEST_SECRET,
 };
 use keybrake_tests::processes::{Chance, Worker};
-use keybrake_tests::{Ended, ended, noon_zone, post};
+use keybrake_tests::{Ended, ended, generated, noon_zone, post, signed};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -126,14 +126,8 @@ impl Till {
 
     /// A call by this process, as an SDK makes it.
     async fn call(&self, kb: &Keybrake, step: &str, path: &str, form: &str) -> Ended {
-        let mut call = post(path, form);
-        let bearer = format!("Bearer {}", self.key.token.expose());
-        call.headers.push(("Authorization".to_owned(), bearer));
-        let context = CallContext {
-            step: Some(step.to_owned()),
-            key_origin: KeyOrigin::Generated,
-            ..CallContext::default()
-        };
+        let call = signed(&self.key, post(path, form));
+        let context = generated(Some(step));
         ended(kb.shell().send(call, context, Duration::ZERO).await.unwrap())
     }
 }

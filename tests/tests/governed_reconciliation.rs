@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use keybrake::brake::{CallContext, Decision, KeyOrigin};
+use keybrake::brake::Decision;
 use keybrake::client::Answer;
 use keybrake::clock::{Clock, ManualClock, SystemClock};
 use keybrake::facade::{Keybrake, Resolution};
@@ -14,21 +14,15 @@ use keybrake::ledger::{
 use keybrake::policy::Policy;
 use keybrake::secret::Secret;
 use keybrake_testkit::stripe::{Fault, FaultKind, Simulator, SimulatorOptions, TEST_SECRET};
-use keybrake_tests::{World, post, refunds};
+use keybrake_tests::{World, generated, post, refunds, signed};
 use serde_json::json;
 
 #[tokio::test]
 async fn scenario_02_joined_429() {
     let world = World::new(refunds(500)).await;
-    world
-        .stripe
-        .fault(Fault::new(FaultKind::DropAfterExecuting).on("POST", "/v1/refunds"))
-        .unwrap();
+    world.fault_refunds(FaultKind::DropAfterExecuting, 1);
     world.post("/v1/refunds", "charge=ch_1&amount=2000").await;
-    world
-        .stripe
-        .fault(Fault::new(FaultKind::RateLimit).on("POST", "/v1/refunds"))
-        .unwrap();
+    world.fault_refunds(FaultKind::RateLimit, 1);
     let joined = world.post("/v1/refunds", "charge=ch_1&amount=2000").await;
     assert_eq!(joined.status, 429);
     assert!(
@@ -48,10 +42,7 @@ async fn scenario_02_joined_429() {
 #[tokio::test]
 async fn scenario_03_replay_confirms() {
     let world = World::new(refunds(500)).await;
-    world
-        .stripe
-        .fault(Fault::new(FaultKind::DropAfterExecuting).on("POST", "/v1/refunds"))
-        .unwrap();
+    world.fault_refunds(FaultKind::DropAfterExecuting, 1);
     world.post("/v1/refunds", "charge=ch_1&amount=2000").await;
     let again = world.post("/v1/refunds", "charge=ch_1&amount=2000").await;
     assert_eq!(again.status, 200);
@@ -59,57 +50,27 @@ async fn scenario_03_replay_confirms() {
     assert_eq!(world.budget().await, (20_000_000, 0), "settled once");
 }
 
+/// Refunds $10 of the charge of this number, as a step of its own.
+async fn refund_of(world: &World, number: u32) {
+    let (step, form) = (format!("s{number}"), format!("charge=ch_{number}&amount=1000"));
+    world.step(&step, "/v1/refunds", &form).await;
+}
+
 #[tokio::test]
 async fn scenario_17_stripe_down_for_ten_minutes() {
     let world = World::new(refunds(500)).await;
-    world
-        .stripe
-        .fault(
-            Fault::new(FaultKind::DropAfterExecuting)
-                .on("POST", "/v1/refunds")
-                .times(3),
-        )
-        .unwrap();
+    world.fault_refunds(FaultKind::DropAfterExecuting, 3);
     for n in 1..=3 {
-        world
-            .step(
-                &format!("s{n}"),
-                "/v1/refunds",
-                &format!("charge=ch_{n}&amount=1000"),
-            )
-            .await;
+        refund_of(&world, n).await;
     }
-    world
-        .stripe
-        .fault(
-            Fault::new(FaultKind::DropBefore)
-                .on("POST", "/v1/refunds")
-                .times(2),
-        )
-        .unwrap();
+    world.fault_refunds(FaultKind::DropBefore, 2);
     for n in 4..=5 {
-        world
-            .step(
-                &format!("s{n}"),
-                "/v1/refunds",
-                &format!("charge=ch_{n}&amount=1000"),
-            )
-            .await;
+        refund_of(&world, n).await;
     }
     assert_eq!(world.budget().await, (0, 50_000_000));
-    let before = world
-        .stripe
-        .requests()
-        .iter()
-        .filter(|request| request.method == "POST")
-        .count();
+    let before = world.posts().len();
     assert_eq!(world.reconcile().await, 0);
-    let after = world
-        .stripe
-        .requests()
-        .iter()
-        .filter(|request| request.method == "POST")
-        .count();
+    let after = world.posts().len();
     assert_eq!(after, before, "reconciliation never sends a write");
     assert_eq!(world.refunded(), 3_000);
     assert_eq!(
@@ -123,10 +84,7 @@ async fn scenario_17_stripe_down_for_ten_minutes() {
 #[tokio::test]
 async fn absence_proves_nothing_when_the_clocks_disagree() {
     let world = World::new(refunds(500)).await;
-    world
-        .stripe
-        .fault(Fault::new(FaultKind::DropBefore).on("POST", "/v1/refunds"))
-        .unwrap();
+    world.fault_refunds(FaultKind::DropBefore, 1);
     world.clock.advance_ms(3_600_000);
     world.post("/v1/refunds", "charge=ch_1&amount=2000").await;
     assert_eq!(
@@ -140,10 +98,7 @@ async fn absence_proves_nothing_when_the_clocks_disagree() {
 #[tokio::test]
 async fn a_clock_that_was_wrong_when_the_call_was_reserved_hides_nothing() {
     let world = World::new(refunds(500)).await;
-    world
-        .stripe
-        .fault(Fault::new(FaultKind::DropAfterExecuting).on("POST", "/v1/refunds"))
-        .unwrap();
+    world.fault_refunds(FaultKind::DropAfterExecuting, 1);
     // The ledger's clock is 40 minutes behind the vendor's objects, and agrees with the vendor when it is asked.
     world.stripe.advance_clock_ms(2_400_000);
     world.post("/v1/refunds", "charge=ch_1&amount=2000").await;
@@ -188,13 +143,8 @@ async fn scenario_01_paused_sender() {
     )
     .await;
     let form = "amount=20000&currency=usd&confirm=true&payment_method=pm_card_visa";
-    let mut call = post("/v1/payment_intents", form);
-    let bearer = format!("Bearer {}", world.key.token.expose());
-    call.headers.push(("Authorization".to_owned(), bearer));
-    let context = CallContext {
-        key_origin: KeyOrigin::Generated,
-        ..CallContext::default()
-    };
+    let call = signed(&world.key, post("/v1/payment_intents", form));
+    let context = generated(None);
     let Decision::Permit(permit) = world.kb.brake().authorize(call, context).await.unwrap() else {
         panic!("refused")
     };
@@ -228,15 +178,8 @@ async fn a_live_call_is_never_resolved_with_a_test_mode_secret() {
     let policy = json!({"vendor": "stripe", "label": "live", "daily_usd_cap": 500,
         "timezone": keybrake_tests::noon_zone(), "allowed_endpoints": ["payouts.create"]});
     let key = live.issue(Policy::from_value(&policy).unwrap()).await.unwrap();
-    let mut call = post("/v1/payouts", "amount=5000&currency=usd");
-    call.headers.push((
-        "Authorization".to_owned(),
-        format!("Bearer {}", key.token.expose()),
-    ));
-    let context = CallContext {
-        key_origin: KeyOrigin::Generated,
-        ..CallContext::default()
-    };
+    let call = signed(&key, post("/v1/payouts", "amount=5000&currency=usd"));
+    let context = generated(None);
     // The permit is dropped, as by a crash: nobody knows whether it left.
     drop(live.brake().authorize(call, context).await.unwrap());
     clock.advance_ms(2 * 3_600_000);
@@ -261,10 +204,7 @@ async fn a_live_call_is_never_resolved_with_a_test_mode_secret() {
 #[tokio::test]
 async fn a_call_that_could_carry_no_tag_is_not_taken_for_absent() {
     let world = World::new(refunds(500)).await;
-    world
-        .stripe
-        .fault(Fault::new(FaultKind::DropAfterExecuting).on("POST", "/v1/refunds"))
-        .unwrap();
+    world.fault_refunds(FaultKind::DropAfterExecuting, 1);
     let lost = world
         .post("/v1/refunds", "charge=ch_1&amount=2000&metadata=")
         .await;

@@ -47,14 +47,7 @@ async fn reqwest_retry_outside_makes_attempts_not_spends() {
     let world = World::new(policy()).await;
     let run = open(&world).await;
     let http = retrying(&run);
-    world
-        .stripe
-        .fault(
-            Fault::new(FaultKind::Status500AfterExecuting)
-                .on("POST", "/v1/refunds")
-                .times(2),
-        )
-        .unwrap();
+    world.fault_refunds(FaultKind::Status500AfterExecuting, 2);
     let reply = http
         .post(REFUNDS)
         .form(&[("charge", "ch_1")])
@@ -64,12 +57,7 @@ async fn reqwest_retry_outside_makes_attempts_not_spends() {
     // Stripe replays the first answer, the 500, to every attempt with the same key; what counts is what moved.
     let _ = reply;
     assert_eq!(world.refunded(), 5_000, "attempts of one spend, not spends");
-    let posts: Vec<_> = world
-        .stripe
-        .requests()
-        .into_iter()
-        .filter(|request| request.method == "POST")
-        .collect();
+    let posts = world.posts();
     assert!(posts.len() > 1, "it was retried");
     let keys: std::collections::BTreeSet<_> = posts
         .iter()
@@ -83,10 +71,7 @@ async fn reqwest_retry_outside_makes_attempts_not_spends() {
 async fn a_dropped_connection_is_retried_into_the_first_refund() {
     let world = World::new(policy()).await;
     let run = open(&world).await;
-    world
-        .stripe
-        .fault(Fault::new(FaultKind::DropAfterExecuting).on("POST", "/v1/refunds"))
-        .unwrap();
+    world.fault_refunds(FaultKind::DropAfterExecuting, 1);
     let reply = retrying(&run)
         .post(REFUNDS)
         .form(&[("charge", "ch_1")])
@@ -115,12 +100,7 @@ async fn a_denial_is_found_in_the_error_and_is_never_retried() {
             .await
             .unwrap();
     }
-    let sent = world
-        .stripe
-        .requests()
-        .iter()
-        .filter(|request| request.method == "POST")
-        .count();
+    let sent = world.posts().len();
     let error = http
         .post(REFUNDS)
         .form(&[("charge", "ch_3")])
@@ -131,12 +111,7 @@ async fn a_denial_is_found_in_the_error_and_is_never_retried() {
     let denial = denied(&error).unwrap();
     assert_eq!(denial.code, Code::CapExceeded);
     assert_eq!(denial.budget.as_ref().unwrap().cap, 100_000_000);
-    let after = world
-        .stripe
-        .requests()
-        .iter()
-        .filter(|request| request.method == "POST")
-        .count();
+    let after = world.posts().len();
     assert_eq!(after, sent);
 }
 

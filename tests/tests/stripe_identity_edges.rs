@@ -1,24 +1,17 @@
 //! Which calls are one spend, where the operation is free by itself, and what an observing policy lets through.
 
 use bytes::Bytes;
-use keybrake::brake::{CallContext, KeyOrigin};
+use keybrake::brake::CallContext;
 use keybrake::facade::Resolution;
 use keybrake::ledger::{HoldFilter, State};
 use keybrake::policy::Code;
-use keybrake_testkit::stripe::{Fault, FaultKind, RequestLog};
-use keybrake_tests::{World, post};
+use keybrake_testkit::stripe::{Fault, FaultKind};
+use keybrake_tests::{World, generated, post};
 use serde_json::{Value, json};
 
 fn credits() -> Value {
     json!({"vendor": "stripe", "daily_usd_cap": 100, "allowed_endpoints": ["customers.create", "customers.update"],
         "operation_costs": {"customers.create": 5, "customers.update": 5}})
-}
-
-fn posts(world: &World) -> Vec<RequestLog> {
-    let all = world.stripe.requests();
-    all.into_iter()
-        .filter(|request| request.method == "POST")
-        .collect()
 }
 
 #[tokio::test]
@@ -35,7 +28,7 @@ async fn a_free_write_that_the_policy_prices_is_one_spend_when_it_is_retried() {
     let again = world.post("/v1/customers", "balance=-5000").await;
     assert!(again.record.replayed && again.id() == retried.id());
     assert_eq!(world.budget().await, (5_000_000, 0), "counted once");
-    let sent = posts(&world);
+    let sent = world.posts();
     assert_eq!(sent.len(), 2);
     assert_eq!(
         sent[0].idempotency_key, sent[1].idempotency_key,
@@ -101,10 +94,7 @@ async fn reconciliation_reads_in_the_context_of_the_call() {
     ] {
         call.headers.push((name.to_owned(), value.to_owned()));
     }
-    let context = CallContext {
-        key_origin: KeyOrigin::Generated,
-        ..CallContext::default()
-    };
+    let context = generated(None);
     let lost = world.call(&world.key, call, context).await;
     assert_eq!(lost.record.state, Some(State::Unknown));
     world.clock.advance_ms(40_000);
@@ -139,7 +129,7 @@ async fn an_amount_pinned_into_an_empty_body_is_sent_as_a_form() {
     call.body = Bytes::new();
     let captured = world.call(&world.key, call, CallContext::default()).await;
     assert_eq!(captured.json["amount_received"], json!(2000), "{captured:?}");
-    let sent = posts(&world).pop().unwrap();
+    let sent = world.posts().pop().unwrap();
     assert!(sent.body_bytes > 0, "the amount is pinned: {sent:?}");
     assert_eq!(
         sent.content_type.as_deref(),
