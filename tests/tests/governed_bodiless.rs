@@ -1,5 +1,9 @@
 //! Requests without a body: they have no first byte to be asked for, and must leave in time or not at all like any other.
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a failed unwrap and a refusal are failed tests"
+)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
