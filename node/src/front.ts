@@ -1,8 +1,9 @@
 /** What an adapter is made for: a run, or a `Keybrake` (or `Agent`) with a token. */
 
 import { ConfigError } from "./errors.js";
-import { Agent, type Keybrake } from "./keybrake.js";
-import { waitOf } from "./options.js";
+import { kept } from "./inside.js";
+import type { Agent, Keybrake } from "./keybrake.js";
+import { shown, waitOf } from "./options.js";
 import { type Key, type Run, tokenOf } from "./run.js";
 
 /** Where a client's calls go, and by what key. */
@@ -18,10 +19,17 @@ export function frontOf(from: Run | Keybrake | Agent, token?: string | Key): Fro
   if (isRun(from)) {
     if (token !== undefined)
       throw new ConfigError("a run has its token already; give a Keybrake and a token, or a run");
-    return { keybrake: from.keybrake, token: from.token, run: from };
+    return { keybrake: behind(from), token: from.token, run: from };
   }
   if (token === undefined) throw new ConfigError("a client of a Keybrake needs a vault key: its second argument");
-  return { keybrake: from instanceof Agent ? Agent.keybrake(from) : from, token: tokenOf(token), run: null };
+  return { keybrake: behind(from), token: tokenOf(token), run: null };
+}
+
+/** The `Keybrake` itself, or the one behind a run or an agent. Not by `instanceof`: there are two builds of this package. */
+function behind(from: Run | Keybrake | Agent): Keybrake {
+  const keybrake = (kept(from) ?? from) as Keybrake;
+  if (typeof keybrake?.engine?.send === "function") return keybrake;
+  throw new ConfigError(`a client is made for a run, or for a Keybrake and a token, not for ${shown(from)}`);
 }
 
 /** An adapter's arguments, either `(run, options?)` or `(keybrake, token, options?)`. */
@@ -46,5 +54,5 @@ export function refuseTaken(options: object, taken: readonly string[]): void {
 }
 
 function isRun(thing: Run | Keybrake | Agent): thing is Run {
-  return "keyId" in thing && "token" in thing;
+  return typeof thing === "object" && thing !== null && "keyId" in thing && "token" in thing;
 }

@@ -5,10 +5,11 @@ import { carried, here, within } from "./context.js";
 import { Engine } from "./engine.js";
 import { ConfigError } from "./errors.js";
 import { type Hook, type HookName, Hooks } from "./hooks.js";
+import { keep } from "./inside.js";
 import { flagOf, refuseOdd, refuseUnknown, textOf } from "./options.js";
 import type { AuditFilter, PolicyLike, Scope, Ties } from "./requests.js";
 import * as requests from "./requests.js";
-import { Key, Run, tokenOf } from "./run.js";
+import { ended, Key, Run, tokenOf } from "./run.js";
 import { Secret } from "./secret.js";
 import type { AuditRow, Budget, BudgetEntry, Check, Hold, State, StopInfo, StopResult, Vendor } from "./types.js";
 
@@ -88,10 +89,14 @@ export class Keybrake implements AsyncDisposable {
     return new Run(this, await this.engine.ask("open", args), owned);
   }
 
-  /** Opens a run, makes it current while `work` runs, and closes it. */
+  /** Opens a run, makes it current while `work` runs, and closes it. A revocation that fails then is a warning. */
   async run<T>(options: OpenOptions, work: (run: Run) => T | Promise<T>): Promise<T> {
-    await using run = await this.open(options);
-    return await run.within(() => work(run));
+    const run = await this.open(options);
+    try {
+      return await run.within(() => work(run));
+    } finally {
+      await ended(run);
+    }
   }
 
   /** What would happen to a call such as `"POST /v1/refunds", { amount: 5000 }`. Nothing is reserved or sent. */
@@ -201,11 +206,7 @@ export class Agent implements AsyncDisposable {
 
   constructor(keybrake: Keybrake) {
     this.#keybrake = keybrake;
-  }
-
-  /** @internal For the adapters. */
-  static keybrake(agent: Agent): Keybrake {
-    return agent.#keybrake;
+    keep(this, keybrake);
   }
 
   /** A run of a token, `KEYBRAKE_TOKEN` by default. Closing it leaves the key as it is. */

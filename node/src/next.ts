@@ -13,7 +13,7 @@
 import { ConfigError } from "./errors.js";
 import { defaultKeybrake } from "./index.js";
 import type { Keybrake, OpenOptions } from "./keybrake.js";
-import type { Run } from "./run.js";
+import { ended, type Run } from "./run.js";
 
 /** How the run of a request is opened: of a policy (its key ends with the request), or of a token that exists. */
 export interface VaultKeyOptions extends Omit<OpenOptions, "expiresIn"> {
@@ -159,13 +159,4 @@ async function* closingEach<T>(items: AsyncIterable<T>, run: Run): AsyncGenerato
   } finally {
     await ended(run);
   }
-}
-
-/** Closes it. A ledger that does not take the revocation fails no response: the handle is closed and the key expires. */
-async function ended(run: Run): Promise<void> {
-  await run.close().catch((error: unknown) => {
-    process.emitWarning(`the key ${run.keyId} was not revoked and ends when it expires: ${String(error)}`, {
-      type: "Keybrake",
-    });
-  });
 }

@@ -2,6 +2,7 @@
 
 import { type Authorization, type AuthorizeOptions, authorize } from "./authorize.js";
 import { carried, type Here, here, NOWHERE, within } from "./context.js";
+import { keep } from "./inside.js";
 import type { Keybrake } from "./keybrake.js";
 import { microsFromUsd } from "./money.js";
 import { refuseUnknown } from "./options.js";
@@ -48,6 +49,7 @@ export class Run implements AsyncDisposable {
   readonly #owned: boolean;
   readonly #calls: CallInfo[] = [];
   readonly #ending = new AbortController();
+  #closed = false;
   #closing: Promise<void> | null = null;
   #expiry: NodeJS.Timeout | null = null;
 
@@ -59,15 +61,11 @@ export class Run implements AsyncDisposable {
   /** @internal `owned`: its key was issued for it, so that closing the run revokes it. */
   constructor(keybrake: Keybrake, opened: { id: string; token: string; run: string | null }, owned: boolean) {
     this.#keybrake = keybrake;
+    keep(this, keybrake);
     this.keyId = opened.id;
     this.#token = opened.token;
     this.id = opened.run;
     this.#owned = owned;
-  }
-
-  /** The `Keybrake` that opened it. */
-  get keybrake(): Keybrake {
-    return this.#keybrake;
   }
 
   /** The vault key, to give to any SDK as its API key. */
@@ -75,19 +73,22 @@ export class Run implements AsyncDisposable {
     return this.#token;
   }
 
-  /** Aborts when the run is closed or stopped: give it to what should end then (`abortSignal: run.signal`). */
+  /**
+   * Aborts when the run is closed, and when a call of it is refused because it was stopped or its key revoked: give it to
+   * what should end then (`abortSignal: run.signal`). A stop is not looked for in between: it is met by the next call.
+   */
   get signal(): AbortSignal {
     return this.#ending.signal;
   }
 
   /** Whether it was closed: its calls are then refused as `key_expired`. */
   get closed(): boolean {
-    return this.#closing !== null;
+    return this.#closed;
   }
 
-  /** Every call made through this handle so far: verdict, cost, replayed, callId. */
+  /** The calls made through this handle so far, the newest thousand: verdict, cost, replayed, callId. */
   get calls(): readonly CallInfo[] {
-    return this.#calls;
+    return this.#calls.slice(-CALLS);
   }
 
   /** Runs `work` as a named step: within it, the same call is the same spend. */
@@ -132,29 +133,35 @@ export class Run implements AsyncDisposable {
     return this.#keybrake.usage(this.keyId);
   }
 
-  /** Dollars settled in the tightest money budget (the one with least left). */
-  async spent(): Promise<string> {
-    return tightest(await this.budgets()).used;
+  /** Dollars settled in the tightest money budget (the one with least left); `null` when none limits the run. */
+  async spent(): Promise<string | null> {
+    return tightest(await this.budgets())?.used ?? null;
   }
 
-  /** Dollars reserved and not yet proven in the tightest money budget. */
-  async held(): Promise<string> {
-    return tightest(await this.budgets()).held;
+  /** Dollars reserved and not yet proven in the tightest money budget; `null` when none limits the run. */
+  async held(): Promise<string | null> {
+    return tightest(await this.budgets())?.held ?? null;
   }
 
-  /** The cap of the tightest money budget. */
-  async cap(): Promise<string> {
-    return tightest(await this.budgets()).cap;
+  /** The cap of the tightest money budget; `null` when none limits the run. */
+  async cap(): Promise<string | null> {
+    return tightest(await this.budgets())?.cap ?? null;
   }
 
-  /** What is left of the tightest money budget. */
-  async remaining(): Promise<string> {
-    return tightest(await this.budgets()).remaining;
+  /** What is left of the tightest money budget; `null` when none limits the run. */
+  async remaining(): Promise<string | null> {
+    return tightest(await this.budgets())?.remaining ?? null;
   }
 
-  /** Ends it: a key made for it is revoked, later calls get `key_expired`, open holds stay. Safe to repeat. */
+  /**
+   * Ends it: a key made for it is revoked, later calls get `key_expired`, open holds stay. Safe to repeat; where the
+   * ledger did not take the revocation, that tries again.
+   */
   close(): Promise<void> {
-    this.#closing ??= this.#end();
+    this.#closing ??= this.#end().catch((error: unknown) => {
+      this.#closing = null;
+      throw error;
+    });
     return this.#closing;
   }
 
@@ -170,11 +177,13 @@ export class Run implements AsyncDisposable {
   /** @internal Notes a call; the adapters do it. */
   note(call: CallInfo): void {
     this.#calls.push(call);
+    if (this.#calls.length >= 2 * CALLS) this.#calls.splice(0, CALLS);
     if (call.code === "stopped" || call.code === "key_revoked")
       this.#ending.abort(new Error(`the run was ended: ${call.code}`));
   }
 
   async #end(): Promise<void> {
+    this.#closed = true;
     if (this.#expiry) clearTimeout(this.#expiry);
     this.#ending.abort(new Error("the run was closed"));
     if (this.#owned) await this.#keybrake.revoke(this.keyId, "run closed");
@@ -190,26 +199,22 @@ export class Run implements AsyncDisposable {
 /** The longest a timer of Node waits, in milliseconds; a longer one would fire at once. */
 const LONGEST = 2 ** 31 - 1;
 
-/** The money budget with least left; a run without one has an empty one that caps nothing. */
-export function tightest(budgets: readonly Budget[]): Budget {
-  const money = budgets.filter((budget) => budget.unit === "usd");
-  const [first, ...others] = money;
-  if (!first) return NO_BUDGET;
-  return others.reduce(
-    (least, budget) => (microsFromUsd(budget.remaining) < microsFromUsd(least.remaining) ? budget : least),
-    first,
-  );
+/** How many calls a handle remembers. */
+const CALLS = 1000;
+
+/** The money budget with least left, if there is one. */
+export function tightest(budgets: readonly Budget[]): Budget | null {
+  const [first, ...others] = budgets.filter((budget) => budget.unit === "usd");
+  if (!first) return null;
+  const left = (budget: Budget) => microsFromUsd(budget.remaining);
+  return others.reduce((least, budget) => (left(budget) < left(least) ? budget : least), first);
 }
 
-const NO_BUDGET: Budget = {
-  name: "none",
-  unit: "usd",
-  per: "run",
-  cap: "0.00",
-  used: "0.00",
-  held: "0.00",
-  remaining: "0.00",
-  resetsAt: null,
-  holdIds: [],
-  livemode: null,
-};
+/** Closes it. A ledger that does not take the revocation undoes no work: the handle is closed and the key expires. */
+export async function ended(run: Run): Promise<void> {
+  await run.close().catch((error: unknown) => {
+    process.emitWarning(`the key ${run.keyId} was not revoked and ends when it expires: ${String(error)}`, {
+      type: "Keybrake",
+    });
+  });
+}

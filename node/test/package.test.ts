@@ -78,6 +78,42 @@ test("import and require of one process share errors, context and the default Ke
   expect(run(process.execPath, "both.mjs").trim().split("\n")).toEqual(["true true false", "true", "true"]);
 });
 
+test("what one build made is understood by the other: Secret, Agent, Run, and their errors", () => {
+  const program = `
+    import { createRequire } from "node:module";
+    import * as esm from "keybrake";
+    import * as esmFetch from "keybrake/fetch";
+    const require = createRequire(import.meta.url);
+    const [cjs, cjsFetch] = [require("keybrake"), require("keybrake/fetch")];
+    const policy = { vendor: "stripe", label: "dual", daily_usd_cap: 5, allowed_endpoints: ["reads"] };
+    for (const [one, other, otherFetch] of [[esm, cjs, cjsFetch], [cjs, esm, esmFetch]]) {
+      const settings = { secrets: { stripe: one.Secret.env("STRIPE_SECRET_KEY") } };
+      const kb = new other.Keybrake(settings);
+      const { token } = await kb.issue(policy);
+      const agent = one.Keybrake.agent();
+      const run = await agent.open(token);
+      const fetches = [otherFetch.createFetch(agent, token), otherFetch.createFetch(run), otherFetch.createFetch(one.defaultKeybrake(), token)];
+      for (const fetch of fetches) console.log((await fetch("https://api.stripe.com/v1/charges/ch_1")).status);
+      await agent.close();
+      await kb.close();
+    }
+  `;
+  writeFileSync(join(place, "dual.mjs"), program);
+  expect(run(process.execPath, "dual.mjs").trim().split("\n")).toEqual(Array(6).fill("200"));
+});
+
+test.each(["call", "engine", "keybrake", "front", "inside", "errors", "native.cjs", "edge"])(
+  "keybrake/%s is nobody's to import",
+  (internal) => {
+    const program = `
+      try { require("keybrake/${internal}"); } catch (error) { console.log(error.code); }
+      import("keybrake/${internal}").catch((error) => console.log(error.code));
+    `;
+    const printed = run(process.execPath, "-e", program).trim().split("\n");
+    expect(printed).toEqual(Array(2).fill("ERR_PACKAGE_PATH_NOT_EXPORTED"));
+  },
+);
+
 test.each([
   ["node16", "node16", "example.mts"],
   ["nodenext", "nodenext", "example.mts"],
