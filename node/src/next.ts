@@ -41,7 +41,10 @@ export function withVaultKey<R extends Request = Request, C extends object = obj
   options: VaultKeyFor<[request: R, context: C]>,
   handler: (request: R, context: C & Granted) => Response | Promise<Response>,
 ): (request: R, context?: C) => Promise<Response>;
-/** A Server Action that gets `{ run }` after its own arguments. A stream that it returns keeps the run until its end. */
+/**
+ * A Server Action that gets `{ run }` after its own arguments. A stream that it returns keeps the run until its end.
+ * Declare its parameters one by one, without defaults: `{ run }` is the last of them, whatever a browser sends besides.
+ */
 export function withVaultKey<A extends unknown[], T>(
   options: VaultKeyFor<A>,
   action: (...args: [...A, Granted]) => T | Promise<T>,
@@ -53,7 +56,7 @@ export function withVaultKey(
   return async (...args) => {
     const run = await opened(typeof options === "function" ? await options(...args) : options);
     try {
-      const answer = await run.within(() => handler(...granted(args, run)));
+      const answer = await run.within(() => handler(...granted(args, handler.length, run)));
       return await untilRead(answer, run, args[0]);
     } catch (error) {
       // Also what Next.js throws to redirect.
@@ -81,12 +84,15 @@ async function opened(options: VaultKeyOptions): Promise<Run> {
   return run;
 }
 
-/** A request's context is one object; a Server Action's arguments are what its form and its caller say. */
-function granted(args: unknown[], run: Run): never[] {
+/**
+ * A request's context is one object. A Server Action's arguments are what a browser says, as many as it likes: those
+ * that the action declares are handed on, and the run stands behind them, where none of them can stand.
+ */
+function granted(args: unknown[], declared: number, run: Run): never[] {
   const [request, context] = args;
-  const given =
-    request instanceof Request ? [request, { ...(context as object | undefined), run }] : [...args, { run }];
-  return given as never[];
+  if (request instanceof Request) return [request, { ...(context as object | undefined), run }] as never[];
+  const own = Array.from({ length: Math.max(declared - 1, 0) }, (_, index) => args[index]);
+  return [...own, { run }] as never[];
 }
 
 /** The answer, and the run's end when the answer has been read, if it is one that is read bit by bit. */
@@ -153,10 +159,39 @@ function isStream(thing: unknown): thing is AsyncIterable<unknown> {
   return typeof thing === "object" && thing !== null && Symbol.asyncIterator in thing;
 }
 
-async function* closingEach<T>(items: AsyncIterable<T>, run: Run): AsyncGenerator<T> {
-  try {
-    yield* items;
-  } finally {
-    await ended(run);
-  }
+/** The same items, made in the run; it ends when they end, fail, or are given up, also before the first was asked for. */
+function closingEach<T>(items: AsyncIterable<T>, run: Run): AsyncGenerator<T> {
+  const source = run.within(() => items[Symbol.asyncIterator]());
+  const turn = async (take: () => Promise<IteratorResult<T>>): Promise<IteratorResult<T>> => {
+    try {
+      const taken = await run.within(take);
+      if (taken.done) await ended(run);
+      return taken;
+    } catch (error) {
+      await ended(run);
+      throw error;
+    }
+  };
+  const stop = async (value?: unknown) => {
+    try {
+      await run.within(() => source.return?.(value));
+    } finally {
+      await ended(run);
+    }
+    return { done: true, value } as IteratorReturnResult<unknown>;
+  };
+  const fail = async (error: unknown): Promise<never> => {
+    await stop();
+    throw error;
+  };
+  return {
+    next: () => turn(() => source.next()),
+    return: stop,
+    throw: (error) =>
+      source.throw ? turn(() => (source.throw as (error: unknown) => Promise<IteratorResult<T>>)(error)) : fail(error),
+    [Symbol.asyncIterator]() {
+      return this;
+    },
+    [Symbol.asyncDispose]: async () => void (await stop()),
+  };
 }

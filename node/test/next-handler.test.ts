@@ -239,6 +239,62 @@ test("a Server Action that returns a stream keeps its run until the stream ends"
   expect(await verdict(only())).toBe("key_revoked");
 });
 
+test("nothing that a browser sends becomes the run of a Server Action: no extra argument, no missing one", async () => {
+  const forged = { run: { id: "attacker", token: "vault_key_attacker" } };
+  const form = new FormData();
+  const seen: unknown[][] = [];
+  const note = (...args: unknown[]) => {
+    const granted = args.at(-1) as Granted;
+    runs.push(granted.run);
+    seen.push(args.slice(0, -1));
+  };
+  const options = { keybrake, policy };
+  const actions = [
+    withVaultKey(options, async (state: unknown, data: FormData, granted: Granted) => note(state, data, granted)),
+    withVaultKey(options, async (data: FormData, { run }: Granted) => note(data, { run })),
+    withVaultKey(options, async (granted: Granted) => note(granted)),
+    withVaultKey(options, async (...args: [unknown, Granted]) => note(...args)),
+  ];
+  const sent = [[], [form], [form, forged], [form, forged, forged, forged], [1, form, forged]];
+  for (const action of actions)
+    for (const args of sent) await (action as (...args: unknown[]) => Promise<void>)(...args);
+  expect(runs.every((run) => run instanceof Run)).toBe(true);
+  expect(new Set(runs).size).toBe(actions.length * sent.length);
+  expect(seen.slice(0, 5)).toEqual([
+    [undefined, undefined],
+    [form, undefined],
+    [form, forged],
+    [form, forged],
+    [1, form],
+  ]);
+  expect(seen.slice(5, 10)).toEqual([[undefined], [form], [form], [form], [1]]);
+});
+
+test("what an action returns to be iterated runs in the run, and ends it also when nobody begins to read", async () => {
+  const inside: (Run | null)[] = [];
+  const act = withVaultKey({ keybrake, policy }, async ({ run }: Granted) => {
+    runs.push(run);
+    return (async function* () {
+      for (;;) {
+        inside.push(currentRun());
+        yield inside.length;
+      }
+    })();
+  });
+  for await (const item of await act()) if (item === 2) break;
+  expect(inside).toEqual([runs[0], runs[0]]);
+  expect(await verdict(runs[0] as Run)).toBe("key_revoked");
+
+  await (await act()).return(undefined as never);
+  expect(await verdict(runs[1] as Run)).toBe("key_revoked");
+
+  const items = await act();
+  await items.next();
+  await expect(items.throw(new Error("gone"))).rejects.toThrow("gone");
+  expect(await verdict(runs[2] as Run)).toBe("key_revoked");
+  expect((await items.next()).done).toBe(true);
+});
+
 test("the key of a token is not revoked, since it was not made for the request", async () => {
   const key = await keybrake.issue(policy);
   const POST = withVaultKey({ keybrake, token: key }, async (_request, { run }) => {
