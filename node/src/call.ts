@@ -52,7 +52,15 @@ export type Ended =
       readonly denied: Denied;
       readonly info: CallInfo;
     }
-  | { readonly kind: "lost"; readonly reason: string; readonly neverSent: boolean; readonly info: CallInfo };
+  | Lost;
+
+/** No reply. Unless it certainly was never sent, it may have taken effect. */
+export interface Lost {
+  readonly kind: "lost";
+  readonly reason: string;
+  readonly neverSent: boolean;
+  readonly info: CallInfo;
+}
 
 /** Names in lower case and values, in order. */
 export type Headers = readonly (readonly [string, string])[];
@@ -74,7 +82,27 @@ const WARNING = { part: 4n, of: 5n };
 export async function governed(keybrake: Keybrake, call: Outgoing): Promise<Ended> {
   const { run, request } = prepared(keybrake, call);
   const answer = run?.closed ? refused(call.url, run) : null;
-  return ended(keybrake, run, answer ?? (await keybrake.engine.send(request, call.stream ?? false)));
+  const outcome = ended(keybrake, run, answer ?? (await keybrake.engine.send(request, call.stream ?? false)));
+  // Given up by its caller: noted by now, and said in the words of the caller's own signal.
+  if (outcome.kind === "lost" && !outcome.neverSent) call.signal?.throwIfAborted();
+  return outcome;
+}
+
+/** A reply that never came, in words: whether money may have moved, and what then. */
+export function lostText({ reason, neverSent, info }: Lost, vendor = "the vendor"): string {
+  return neverSent
+    ? `the call to ${vendor} was not sent (${reason}); no money moved`
+    : `no reply from ${vendor} (${reason}); the call may have taken effect, so its amount stays held until that is ` +
+        `known (call ${info.callId})`;
+}
+
+/** A key on a bare call is its caller's. stripe-node makes one for every write: it tells attempts apart, not spends. */
+export function keyOriginOf(headers: Iterable<readonly [string, string]>): KeyOrigin {
+  for (const [name, value] of headers) {
+    if (name.toLowerCase() === "idempotency-key")
+      return value.startsWith("stripe-node-retry-") ? "generated" : "caller";
+  }
+  return "generated";
 }
 
 /** Judges a call that its caller sends: a permit, or how it ended already. */
@@ -128,10 +156,7 @@ function ended(keybrake: Keybrake, run: Run | null, answer: Answer): Ended {
   run?.note(info);
   keybrake.hooks.fire("call", info);
   if (denial) {
-    const denied = new Denied(denial, status);
-    keybrake.hooks.fire("denied", denied);
-    if (denied.aborted) keybrake.hooks.fire("unknown", info);
-    if (denied.code === "stopped") keybrake.hooks.fire("stopped", denied);
+    const denied = tellDenied(keybrake, new Denied(denial, status), info);
     return { kind: "denied", status, headers, body: answer.takeBody(), denied, info };
   }
   if (kind === "lost") {
@@ -217,17 +242,19 @@ export class Document {
 
   #end(): void {
     this.#over = true;
-    const info = this.#account();
     const { denial, reason } = this.#stream;
-    if (denial !== null) throw new Denied(JSON.parse(denial) as Denial, 403);
+    const refusal = denial === null ? null : new Denied(JSON.parse(denial) as Denial, 403);
+    const info = this.#account(refusal);
+    if (refusal) throw refusal;
     if (reason !== null) throw new Error(`the reply broke off (${reason}); ask for it again (call ${info.callId})`);
   }
 
-  #account(): CallInfo {
-    const info = infoOf(this.#stream.record, this.#answer, null);
+  #account(refusal: Denied | null = null): CallInfo {
+    const info = infoOf(this.#stream.record, this.#answer, refusal);
     this.#run?.note(info);
     this.#keybrake.hooks.fire("call", info);
-    if (info.verdict === "unknown") this.#keybrake.hooks.fire("unknown", info);
+    if (refusal) tellDenied(this.#keybrake, refusal, info);
+    else if (info.verdict === "unknown") this.#keybrake.hooks.fire("unknown", info);
     else told(this.#keybrake, this.#stream.record, info);
     return info;
   }
@@ -239,6 +266,13 @@ function fromPromise<T>(work: Promise<T>): Promise<T> {
   });
 }
 
+function tellDenied(keybrake: Keybrake, denied: Denied, info: CallInfo): Denied {
+  keybrake.hooks.fire("denied", denied);
+  if (denied.aborted) keybrake.hooks.fire("unknown", info);
+  if (denied.code === "stopped") keybrake.hooks.fire("stopped", denied);
+  return denied;
+}
+
 function told(keybrake: Keybrake, record: string, info: CallInfo): void {
   if (info.replayed) keybrake.hooks.fire("replayed", info);
   const { tightest } = JSON.parse(record) as Note;
@@ -247,7 +281,7 @@ function told(keybrake: Keybrake, record: string, info: CallInfo): void {
   if (taken * WARNING.of >= BigInt(tightest.cap) * WARNING.part) keybrake.hooks.fire("budget", budgetFrom(tightest));
 }
 
-function infoOf(record: string, answer: Answer, denial: Denial | null): CallInfo {
+function infoOf(record: string, answer: Answer, denial: Pick<Denial, "code" | "aborted"> | null): CallInfo {
   const note = JSON.parse(record) as Note;
   const lost = answer.kind === "lost" && !answer.neverSent;
   let verdict: Verdict = "allowed";
@@ -277,8 +311,13 @@ function refused(url: string, run: Run): Answer | null {
   return translated(() => native.refused(url, "key_expired", `the run ${run.id ?? run.keyId} is closed`));
 }
 
+/** Whether the call's credential is this token; Twilio's is `Basic`, where the token is the password. */
 function carries(headers: readonly string[], token: string): boolean {
-  return headers.some((text) => text.includes(token));
+  return pairs(headers).some(([name, value]) => {
+    if (name.toLowerCase() !== "authorization") return false;
+    const basic = /^basic +(\S+)$/i.exec(value)?.[1];
+    return (basic === undefined ? value : Buffer.from(basic, "base64").toString("utf8")).includes(token);
+  });
 }
 
 /** Names and values that stand in turn. */

@@ -33,7 +33,7 @@ const open = openEngines();
 /** The engine behind one `Keybrake`. */
 export class Engine {
   readonly #native: native.Engine;
-  #closed = false;
+  #closing: Promise<void> | null = null;
   /** Vendors whose calls go to a simulator on this machine; a base URL is never anything else. */
   readonly loopbackVendors: ReadonlySet<string>;
 
@@ -45,7 +45,7 @@ export class Engine {
   }
 
   get closed(): boolean {
-    return this.#closed;
+    return this.#closing !== null;
   }
 
   /** Opens the ledger now; without it, the first use does. */
@@ -85,25 +85,30 @@ export class Engine {
     }
   }
 
-  /** Ends the engine: calls under way are given up (their holds stay), what is lazy is written down. */
-  async close(): Promise<void> {
-    if (this.#closed) return;
-    this.#closed = true;
-    open.delete(this);
-    await this.#native.close().catch((error: unknown) => {
-      throw fromNative(error);
-    });
+  /** Ends the engine: calls under way are given up (their holds stay), what is lazy is written down. Safe to repeat. */
+  close(): Promise<void> {
+    this.#closing ??= this.#end();
+    return this.#closing;
   }
 
-  /** The same while the process exits. */
+  /** The same while the process exits; waits for a `close` that is under way. */
   closeNow(): void {
-    if (this.#closed) return;
-    this.#closed = true;
+    this.#closing ??= Promise.resolve();
     this.#native.closeNow();
   }
 
+  async #end(): Promise<void> {
+    try {
+      await this.#native.close();
+    } catch (error) {
+      throw fromNative(error);
+    } finally {
+      open.delete(this);
+    }
+  }
+
   async #wait<T>(work: () => Promise<T>): Promise<T> {
-    if (this.#closed) throw new KeybrakeError("this Keybrake is closed");
+    if (this.#closing) throw new KeybrakeError("this Keybrake is closed");
     try {
       return await work();
     } catch (error) {
@@ -131,8 +136,17 @@ function openEngines(): Set<Engine> {
     const engines = new Set<Engine>();
     shared[key] = engines;
     process.once("exit", () => {
-      for (const engine of engines) engine.closeNow();
+      for (const engine of engines) closeAtExit(engine);
     });
   }
   return shared[key];
+}
+
+/** One ledger that cannot be reached keeps no other from being written down. */
+function closeAtExit(engine: Engine): void {
+  try {
+    engine.closeNow();
+  } catch (error) {
+    console.error(`keybrake: at exit: ${error instanceof Error ? error.message : String(error)}`);
+  }
 }

@@ -6,12 +6,12 @@
  * joins the first one's spend. Documents (a quote's PDF, a file's contents) arrive as they are read.
  */
 
-import { governed } from "./call.js";
+import { governed, keyOriginOf } from "./call.js";
 import { argumentsOf } from "./front.js";
 import type { Agent, Keybrake } from "./keybrake.js";
 import { refuseUnknown } from "./options.js";
 import type { Key, Run } from "./run.js";
-import { type Input, keyOrigin, responseOf, webCall } from "./web.js";
+import { type Input, responseOf, webCall } from "./web.js";
 
 export type { GovernedResponse } from "./web.js";
 
@@ -39,7 +39,7 @@ export function createFetch(
     const call = await webCall(front.token, input, init);
     const ended = await governed(front.keybrake, {
       ...call,
-      keyOrigin: keyOrigin(call.headers),
+      keyOrigin: keyOriginOf(call.headers),
       run: front.run,
       waitMs,
       stream: true,

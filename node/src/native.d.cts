@@ -79,12 +79,11 @@ export declare class Permit {
   readonly callId: string;
   /** Micro-USD in decimal. */
   readonly micros: string;
-  method(): string;
-  url(): string;
-  /** Names and values, in turn; the vendor's real secret is among them. */
-  headers(): string[];
-  body(): Buffer;
-  /** How long it may still be sent; 0 once it expired. */
+  /** What to send, once; the vendor's real secret is among the headers, which are names and values in turn. */
+  handOut(sending: boolean): { method: string; url: string; headers: string[]; body: Buffer };
+  /** Whether its time was over before it was handed out. */
+  readonly expired: boolean;
+  /** How long it may still be sent; 0 when that is over. */
   readonly sendWithinMs: number;
   /** The longest the request may take. */
   readonly requestMs: number;

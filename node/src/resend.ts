@@ -6,7 +6,7 @@
  */
 
 import { Resend, type ResendOptions as SdkOptions } from "resend";
-import { type Ended, governed } from "./call.js";
+import { type Ended, governed, lostText } from "./call.js";
 import { argumentsOf, type Front, refuseTaken } from "./front.js";
 import type { Agent, Keybrake } from "./keybrake.js";
 import type { Key, Run } from "./run.js";
@@ -97,14 +97,7 @@ export class BrakeResend extends Resend {
 
 function answered<T>(ended: Ended): Answer<T> {
   if (ended.kind === "stream") return failed("a reply of Resend's that is a stream");
-  if (ended.kind === "lost") {
-    return failed(
-      ended.neverSent
-        ? `the call to Resend was not sent (${ended.reason}); nothing was spent`
-        : `no reply from Resend (${ended.reason}); the call may have taken effect, so its cost stays held until that ` +
-            `is known (call ${ended.info.callId})`,
-    );
-  }
+  if (ended.kind === "lost") return failed(lostText(ended, "Resend"));
   const headers = Object.fromEntries(ended.headers);
   const body = objectIn(ended.body);
   if (body === null)

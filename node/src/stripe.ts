@@ -7,7 +7,7 @@
 
 import { Readable } from "node:stream";
 import Stripe from "stripe";
-import { type Document, type Ended, governed, type Headers, type KeyOrigin } from "./call.js";
+import { type Document, type Ended, governed, type Headers, keyOriginOf, lostText } from "./call.js";
 import { KeybrakeError } from "./errors.js";
 import { argumentsOf, type Front, refuseTaken } from "./front.js";
 import type { Agent, Keybrake } from "./keybrake.js";
@@ -69,7 +69,7 @@ export class BrakeHttpClient extends Stripe.HttpClient {
         url,
         headers: pairs(headers),
         body: bytes(requestData),
-        keyOrigin: keyOrigin(headers),
+        keyOrigin: keyOriginOf(pairs(headers)),
         run: this.#front.run,
         waitMs: this.#waitMs,
         signal,
@@ -124,26 +124,15 @@ function answered(ended: Ended): BrakeResponse {
     case "denied":
       return new BrakeResponse(ended.status, [...ended.headers, ["stripe-should-retry", "false"]], ended.body);
     case "lost":
-      throw new Error(
-        ended.neverSent
-          ? `the call to Stripe was not sent (${ended.reason}); no money moved`
-          : `no reply from Stripe (${ended.reason}); the call may have taken effect, so its amount stays held until ` +
-              `that is known (call ${ended.info.callId})`,
-      );
+      throw new Error(lostText(ended, "Stripe"));
   }
 }
 
-/** A failure of Keybrake itself: nothing was sent, and sending again does not help. */
+/** A failure of Keybrake itself, in its own words, which also say when the call may have left. Repeating does not help. */
 function failed(error: KeybrakeError): BrakeResponse {
   const body = { error: { type: "api_error", code: "keybrake", message: `${error.name}: ${error.message}` } };
   const headers = [["stripe-should-retry", "false"]] as const;
   return new BrakeResponse(503, headers, Buffer.from(JSON.stringify(body)));
-}
-
-/** The SDK makes a key for every write: it tells attempts apart, not spends. */
-function keyOrigin(headers: Record<string, string | number | string[]>): KeyOrigin {
-  const found = Object.entries(headers).find(([name]) => name.toLowerCase() === "idempotency-key");
-  return found === undefined || String(found[1]).startsWith("stripe-node-retry-") ? "generated" : "caller";
 }
 
 function* pairs(headers: Record<string, string | number | string[]>): Generator<[string, string]> {

@@ -6,8 +6,8 @@
  */
 
 import twilio from "twilio";
-import { type Ended, governed } from "./call.js";
-import { VendorError } from "./errors.js";
+import { type Ended, governed, lostText } from "./call.js";
+import { ConfigError, VendorError } from "./errors.js";
 import { argumentsOf, type Front, refuseTaken } from "./front.js";
 import type { Agent, Keybrake } from "./keybrake.js";
 import type { Key, Run } from "./run.js";
@@ -75,14 +75,16 @@ export class BrakeRequestClient extends twilio.RequestClient {
         headers: headers
           .filter(([name]) => name.toLowerCase() !== "connection")
           .map(([name, value]) => [name, String(value)]),
-        body: Buffer.from(typeof config.data === "string" ? config.data : "", "utf8"),
+        body: bytes(config.data),
         keyOrigin: "caller",
         run: front.run,
         waitMs,
         signal,
       });
       const ended = await sent.catch((error: unknown) => {
-        throw signal?.aborted ? unanswered("ECONNABORTED", `timeout of ${timeout}ms exceeded`) : error;
+        if (!signal?.aborted) throw error;
+        const what = `timeout of ${timeout}ms exceeded; the call may have taken effect, so its amount stays held`;
+        throw unanswered("ECONNABORTED", what);
       });
       return { config, request: null, statusText: "", ...answered(ended) };
     };
@@ -98,16 +100,17 @@ function answered(ended: Ended): { status: number; headers: Record<string, strin
     case "stream":
       throw new Error("a reply of Twilio's that is a stream");
     case "lost":
-      throw ended.neverSent
-        ? unanswered("ECONNREFUSED", `the call to Twilio was not sent (${ended.reason}); nothing was spent`, "")
-        : unanswered("ECONNRESET", `no reply from Twilio (${ended.reason}; call ${ended.info.callId})`);
+      throw unanswered(ended.neverSent ? "ECONNREFUSED" : "ECONNRESET", lostText(ended, "Twilio"));
   }
 }
 
-function unanswered(
-  code: string,
-  what: string,
-  then = "; the call may have taken effect, so its cost stays held",
-): Error {
-  return Object.assign(new VendorError(what + then), { code });
+/** As axios says it, so that the SDK and its users recognise it. */
+function unanswered(code: string, text: string): Error {
+  return Object.assign(new VendorError(text), { code });
+}
+
+function bytes(data: unknown): Uint8Array {
+  if (data === undefined || data === null) return new Uint8Array();
+  if (typeof data === "string") return Buffer.from(data, "utf8");
+  throw new ConfigError("a request body that is not text; nothing was sent");
 }

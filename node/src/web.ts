@@ -1,7 +1,7 @@
 /** The Fetch API's requests and responses: read for the engine, made of its answers. */
 
 import { STATUS_CODES } from "node:http";
-import type { Ended, KeyOrigin, Headers as Pairs } from "./call.js";
+import { type Ended, type Lost, lostText, type Headers as Pairs } from "./call.js";
 import { type Denied, VendorError } from "./errors.js";
 
 /** The longest request body that is taken, in bytes: 64 MiB. It has to be whole before it is judged. */
@@ -13,6 +13,7 @@ export type Input = string | URL | Request;
 /** A request as its caller made it, its body read. */
 export interface WebCall {
   readonly method: string;
+  /** As it was written, if it was text: whatever a URL parser would repair is for the judge to refuse. */
   readonly url: string;
   readonly headers: [string, string][];
   readonly body: Uint8Array;
@@ -20,13 +21,21 @@ export interface WebCall {
   readonly redirect: Request["redirect"];
 }
 
-/** Reads what `fetch` would take, by the platform's own rules; a call without a credential gets the token. */
+/**
+ * Reads what `fetch` would take, by the platform's own rules; a call without a credential gets the token. A body in hand
+ * is copied before this returns, as `fetch` does. Only the URL is not the platform's: a text is left as it is. A `URL`
+ * or a `Request` holds no other than what it has parsed, which is then what is judged and sent.
+ */
 export async function webCall(token: string, input: Input, init: RequestInit | undefined): Promise<WebCall> {
   const request = new Request(input, init);
-  const { method, url, signal, redirect } = request;
+  const { method, signal, redirect } = request;
+  const url = typeof input === "string" ? input : request.url;
   signal.throwIfAborted();
   const body = inHand(init?.body) ?? (await read(request));
-  const headers = [...request.headers];
+  // `Headers` joins two keys into one; apart again, the judge refuses them.
+  const headers = [...request.headers].flatMap(([name, value]): [string, string][] =>
+    name === "idempotency-key" ? value.split(", ").map((key) => [name, key]) : [[name, value]],
+  );
   if (!request.headers.has("authorization")) headers.push(["authorization", `Bearer ${token}`]);
   return { method, url, headers, body, signal, redirect };
 }
@@ -35,7 +44,7 @@ export async function webCall(token: string, input: Input, init: RequestInit | u
 function inHand(body: RequestInit["body"]): Uint8Array | null {
   if (typeof body === "string") return Buffer.from(body, "utf8");
   if (body instanceof URLSearchParams) return Buffer.from(body.toString(), "utf8");
-  if (body instanceof Uint8Array) return body;
+  if (body instanceof Uint8Array) return Uint8Array.from(body);
   return null;
 }
 
@@ -60,14 +69,6 @@ async function read({ body, signal }: Request): Promise<Uint8Array> {
   } finally {
     signal.removeEventListener("abort", give);
   }
-}
-
-/** A key on a bare call is its caller's; stripe-node over `fetch` makes one for every write. */
-export function keyOrigin(headers: Iterable<readonly [string, string]>): KeyOrigin {
-  for (const [name, value] of headers) {
-    if (name === "idempotency-key") return value.startsWith("stripe-node-retry-") ? "generated" : "caller";
-  }
-  return "generated";
 }
 
 /** The response to a governed call. `denied(response)` recognises a refusal without reading its body. */
@@ -98,9 +99,10 @@ type Head = { readonly status: number; readonly headers: Pairs };
 
 /** How a call ended, as `fetch` says it: a response, or its `TypeError` when there was none. */
 export function responseOf(ended: Ended, call: WebCall): GovernedResponse {
-  if (ended.kind === "lost") throw unanswered(ended.reason, ended.neverSent, ended.info.callId);
-  if (ended.status < 200 || ended.status > 599) {
-    throw unanswered(`status ${ended.status}`, false, ended.info.callId);
+  if (ended.kind === "lost") throw unanswered(ended);
+  const { status, info } = ended;
+  if (status < 200 || status > 599) {
+    throw unanswered({ kind: "lost", reason: `status ${status}`, neverSent: false, info });
   }
   // Redirects are never followed: what was judged is what is sent.
   if (call.redirect === "error" && ended.kind === "reply" && ended.status >= 300 && ended.status < 400) {
@@ -111,10 +113,6 @@ export function responseOf(ended: Ended, call: WebCall): GovernedResponse {
 }
 
 /** What `fetch` throws when there is no reply. Sent again, the same call joins this one. */
-function unanswered(reason: string, neverSent: boolean, callId: string): TypeError {
-  const text = neverSent
-    ? `the call was not sent (${reason}); no money moved`
-    : `no reply (${reason}); the call may have taken effect, so its amount stays held until that is known ` +
-      `(call ${callId})`;
-  return new TypeError("fetch failed", { cause: new VendorError(text) });
+function unanswered(lost: Lost): TypeError {
+  return new TypeError("fetch failed", { cause: new VendorError(lostText(lost)) });
 }

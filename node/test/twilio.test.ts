@@ -184,6 +184,21 @@ describe("the client", () => {
     expect(await here.sim.sent()).toHaveLength(2);
   });
 
+  test("made with a token belongs to the run and the step that are current: the same text in two steps is sent twice", async () => {
+    await using run = await here.kb.open({ policy });
+    const client = createTwilio(here.kb, run.token);
+    const first = await run.step("greet", () => client.messages.create(message));
+    const second = await run.step("remind", () => client.messages.create(message));
+    expect(second.sid).not.toBe(first.sid);
+    expect((await here.sim.sent()).map((sent) => sent.object)).toEqual([first.sid, second.sid]);
+    expect(run.calls.map((call) => [call.verdict, call.cost])).toEqual([
+      ["allowed", "0.05"],
+      ["allowed", "0.05"],
+    ]);
+    const again = await run.step("remind", () => client.messages.create(message));
+    expect([again.sid, (await here.sim.sent()).length]).toEqual([second.sid, 2]);
+  });
+
   test("refuses options of the connection, and of secrets that the agent does not have", async () => {
     await using run = await here.kb.open({ policy });
     for (const taken of ["httpClient", "keepAlive", "ca", "validationClient", "maxSockets"])

@@ -6,7 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use keybrake::{Error, Result};
 use keybrake_binding::call::{self, Outgoing};
-use keybrake_binding::core::{CLOSING, until_closed};
+use keybrake_binding::core::{CLOSING, closed, until_closed};
+use keybrake_binding::trouble::Guarded;
 use keybrake_binding::{Core, Settings, ask, permit};
 use napi::Env;
 use napi::bindgen_prelude::{Object, ToNapiValue, Uint8Array};
@@ -138,11 +139,12 @@ impl Engine {
     #[napi(ts_return_type = "Promise<void>")]
     pub fn close<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
         let (deferred, promise) = env.create_deferred::<(), _>()?;
-        let (core, closing, taken) = (Arc::clone(&self.core), self.worker.closing.clone(), self.take());
+        let (core, closing) = (Arc::clone(&self.core), self.worker.closing.clone());
+        let runtime = Arc::clone(&self.runtime);
         // A thread of its own: the runtime cannot end itself.
         let ended = std::thread::Builder::new()
             .name("keybrake-close".to_owned())
-            .spawn(move || match close(taken, &core, &closing) {
+            .spawn(move || match close(&runtime, &core, &closing) {
                 Ok(()) => deferred.resolve(|_| Ok(())),
                 Err(error) => deferred.reject(to_node(&error)),
             });
@@ -154,19 +156,17 @@ impl Engine {
         }
     }
 
-    /// The same while the process exits, when nothing can be awaited any more. Blocks for at most twelve seconds.
+    /// The same while the process exits, when nothing can be awaited any more; waits for a `close` under way. Blocks for at most twelve seconds.
     #[napi]
     pub fn close_now(&self) -> napi::Result<()> {
-        guarded(|| close(self.take(), &self.core, &self.worker.closing))
-    }
-
-    fn take(&self) -> Option<Runtime> {
-        self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take()
+        guarded(|| close(&self.runtime, &self.core, &self.worker.closing))
     }
 }
 
-fn close(runtime: Option<Runtime>, core: &Core, closing: &watch::Sender<bool>) -> Result<()> {
-    let Some(runtime) = runtime else { return Ok(()) };
+/// Whoever closes it while another does waits until that one has.
+fn close(runtime: &Mutex<Option<Runtime>>, core: &Core, closing: &watch::Sender<bool>) -> Result<()> {
+    let mut held = runtime.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(runtime) = held.take() else { return Ok(()) };
     closing.send_replace(true);
     let flushed = runtime.block_on(core.ended(closing));
     runtime.shutdown_timeout(CLOSING);
@@ -208,21 +208,80 @@ impl Worker {
         T: Send + 'static,
         J: ToNapiValue + 'static,
     {
-        let (deferred, promise) = env.create_deferred()?;
         let work = until_closed(self.closing.subscribe(), work);
         let cancelled = cancel.map(Cancel::heard);
-        self.handle.spawn(async move {
-            let ended = tokio::select! {
+        let work = async move {
+            tokio::select! {
                 biased;
                 () = until(cancelled) => Err(given_up()),
                 ended = work => ended,
-            };
-            match ended {
-                Ok(value) => deferred.resolve(move |_| Ok(convert(value))),
-                Err(error) => deferred.reject(to_node(&error)),
             }
-        });
+        };
+        self.settle(env, work, convert)
+    }
+
+    /// Starts work that closing waits for, two seconds at most: what it records must not be lost.
+    pub(crate) fn start_to_the_end<'env, T, J>(
+        &self,
+        env: &'env Env,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+        convert: impl FnOnce(T) -> J + Send + 'static,
+    ) -> napi::Result<Object<'env>>
+    where
+        T: Send + 'static,
+        J: ToNapiValue + 'static,
+    {
+        let closing = self.closing.subscribe();
+        let work = async move {
+            let ended = Guarded::new(work).await;
+            drop(closing);
+            ended
+        };
+        self.settle(env, work, convert)
+    }
+
+    fn settle<'env, T, J>(
+        &self,
+        env: &'env Env,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+        convert: impl FnOnce(T) -> J + Send + 'static,
+    ) -> napi::Result<Object<'env>>
+    where
+        T: Send + 'static,
+        J: ToNapiValue + 'static,
+    {
+        let (deferred, promise) = env.create_deferred()?;
+        let promised = Promised(Some(Box::new(move |ended: Result<T>| match ended {
+            Ok(value) => deferred.resolve(move |_| Ok(convert(value))),
+            Err(error) => deferred.reject(to_node(&error)),
+        })));
+        if *self.closing.borrow() {
+            drop(promised);
+        } else {
+            self.handle
+                .spawn(async move { promised.settle(work.await) });
+        }
         Ok(promise)
+    }
+}
+
+/// A promise of JavaScript, which is settled in any case: also when the runtime drops the work unfinished, because it has
+/// ended.
+struct Promised<T>(Option<Box<dyn FnOnce(Result<T>) + Send>>);
+
+impl<T> Promised<T> {
+    fn settle(mut self, ended: Result<T>) {
+        if let Some(settle) = self.0.take() {
+            settle(ended);
+        }
+    }
+}
+
+impl<T> Drop for Promised<T> {
+    fn drop(&mut self) {
+        if let Some(settle) = self.0.take() {
+            settle(Err(closed()));
+        }
     }
 }
 
@@ -243,7 +302,10 @@ async fn until(cancelled: Option<watch::Receiver<bool>>) {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.worker.closing.send_replace(true);
-        if let Some(runtime) = self.take() {
+        // Where it is locked, another thread is closing it.
+        if let Ok(mut held) = self.runtime.try_lock()
+            && let Some(runtime) = held.take()
+        {
             runtime.shutdown_background();
         }
     }

@@ -53,6 +53,19 @@ impl Verdict {
     }
 }
 
+/// The request of a permit.
+#[napi(object)]
+pub struct Handed {
+    /// HTTP method.
+    pub method: String,
+    /// Where to send it.
+    pub url: String,
+    /// Names and values in turn.
+    pub headers: Vec<String>,
+    /// Body.
+    pub body: Buffer,
+}
+
 /// Permission to send one attempt. Garbage-collected without an outcome, its hold stands.
 #[napi]
 pub struct Permit {
@@ -74,37 +87,36 @@ impl Permit {
         self.permit.micros().to_string()
     }
 
-    /// The method to send.
+    /// What to send; the vendor's real secret is among the headers. Once: either for a user's own way to send, or for
+    /// `send`, after which it cannot be said to be never sent.
     #[napi]
-    pub fn method(&self) -> napi::Result<String> {
-        guarded(|| Ok(self.permit.request()?.method))
-    }
-
-    /// Where to send it.
-    #[napi]
-    pub fn url(&self) -> napi::Result<String> {
-        guarded(|| Ok(self.permit.request()?.url))
-    }
-
-    /// The headers to send, names and values in turn; the vendor's real secret is among them.
-    #[napi]
-    pub fn headers(&self) -> napi::Result<Vec<String>> {
+    pub fn hand_out(&self, sending: bool) -> napi::Result<Handed> {
+        let to = if sending {
+            permit::Handed::Sending
+        } else {
+            permit::Handed::User
+        };
         guarded(|| {
-            let request = self.permit.request()?;
+            let request = self.permit.hand_out(to)?;
             let pairs = request.headers.into_iter();
-            Ok(pairs
-                .flat_map(|(name, value)| [name, value.as_str().to_owned()])
-                .collect())
+            Ok(Handed {
+                method: request.method,
+                url: request.url,
+                headers: pairs
+                    .flat_map(|(name, value)| [name, value.as_str().to_owned()])
+                    .collect(),
+                body: Vec::from(request.body).into(),
+            })
         })
     }
 
-    /// The body to send.
-    #[napi]
-    pub fn body(&self) -> napi::Result<Buffer> {
-        guarded(|| Ok(Vec::from(self.permit.request()?.body).into()))
+    /// Whether its time was over before it was handed out.
+    #[napi(getter)]
+    pub fn expired(&self) -> bool {
+        self.permit.expired()
     }
 
-    /// How long it may still be sent, in milliseconds; 0 once it expired.
+    /// How long it may still be sent, in milliseconds; 0 when that is over.
     #[napi(getter)]
     pub fn send_within_ms(&self) -> i64 {
         self.permit.send_within_ms()
@@ -146,6 +158,6 @@ impl Permit {
         let permit = Arc::clone(&self.permit);
         let work = async move { permit.settle(end).await };
         self.worker
-            .start(env, None, work, |ended| Answer::new(ended, None))
+            .start_to_the_end(env, work, |ended| Answer::new(ended, None))
     }
 }

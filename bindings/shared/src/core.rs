@@ -78,6 +78,6 @@ pub async fn until_closed<T>(
 pub fn closed() -> Error {
     Error::new(
         ErrorKind::Config,
-        "this Keybrake was closed while the call was under way",
+        "this Keybrake was closed; a call under way may have taken effect, and what it had reserved stays held",
     )
 }

@@ -26,11 +26,27 @@ pub enum Verdict {
 pub struct Permit {
     core: Arc<Core>,
     /// `None` once it is settled.
-    held: Mutex<Option<brake::Permit>>,
+    held: Mutex<Option<Held>>,
     call_id: String,
     micros: i64,
     send_before_boot_ms: i64,
     request_ms: i64,
+}
+
+struct Held {
+    permit: brake::Permit,
+    handed: Handed,
+}
+
+/// Whom the request was given to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handed {
+    /// Nobody: it certainly did not leave.
+    Nobody,
+    /// Code of the user's, which alone knows whether it left, and says so.
+    User,
+    /// The binding's own sending, which tells how it ended; until then it may have left.
+    Sending,
 }
 
 impl fmt::Debug for Permit {
@@ -77,7 +93,10 @@ impl Permit {
             micros: permit.amount().micros(),
             send_before_boot_ms: permit.send_before_boot_ms,
             request_ms: permit.request_ms,
-            held: Mutex::new(Some(permit)),
+            held: Mutex::new(Some(Held {
+                permit,
+                handed: Handed::Nobody,
+            })),
         }
     }
 
@@ -91,19 +110,34 @@ impl Permit {
         self.micros
     }
 
-    /// What to send: these bytes, these headers, this URL. The vendor's real secret is among the headers.
+    /// What to send: these bytes, these headers, this URL. The vendor's real secret is among the headers. Handed out
+    /// once, because one permit is one attempt.
     ///
     /// # Errors
-    /// `Config` once it is settled.
-    pub fn request(&self) -> Result<Prepared> {
-        let permit = self.held();
-        permit
-            .as_ref()
-            .map(|permit| permit.request.clone())
-            .ok_or_else(spent)
+    /// `Config` the second time, and once it is settled.
+    pub fn hand_out(&self, to: Handed) -> Result<Prepared> {
+        let mut held = self.held();
+        let held = held.as_mut().ok_or_else(spent)?;
+        if held.handed != Handed::Nobody {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "this permit's request was handed out already, and is sent once; authorize the call anew",
+            ));
+        }
+        held.handed = to;
+        Ok(held.permit.request.clone())
     }
 
-    /// How long it may still be sent, in milliseconds; zero when it expired. Before that the first byte must leave.
+    /// Whether it was neither handed out nor settled in its time: then nothing left, and nothing may be sent any more.
+    pub fn expired(&self) -> bool {
+        let unsent = self
+            .held()
+            .as_ref()
+            .is_some_and(|held| held.handed == Handed::Nobody);
+        unsent && self.send_within_ms() == 0
+    }
+
+    /// How long it may still be sent, in milliseconds; zero when that is over. Before that the first byte must leave.
     pub fn send_within_ms(&self) -> i64 {
         self.send_before_boot_ms
             .saturating_sub(SystemClock.boot_ms())
@@ -118,14 +152,30 @@ impl Permit {
     /// Records how the attempt ended, once. The answer is `reply`, or `lost` when there was none.
     ///
     /// # Errors
-    /// `Config` when it was settled before, and of [`Shell::settle`](keybrake::client::Shell::settle).
+    /// `Config` when it was settled before, or is said to be never sent although it is being sent; and of
+    /// [`Shell::settle`](keybrake::client::Shell::settle).
     pub async fn settle(&self, end: SendEnd) -> Result<Answer> {
         let shell = self.core.keybrake().await?.shell();
-        let permit = self.held().take().ok_or_else(spent)?;
+        let permit = self.give_up(&end)?;
         call::ended(shell.settle(permit, end).await?)
     }
 
-    fn held(&self) -> MutexGuard<'_, Option<brake::Permit>> {
+    /// The permit, which may end like this.
+    fn give_up(&self, end: &SendEnd) -> Result<brake::Permit> {
+        let mut held = self.held();
+        let sending = held
+            .as_ref()
+            .is_some_and(|held| held.handed == Handed::Sending);
+        if sending && matches!(end, SendEnd::NeverSent) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "this permit is being sent, so it may have left; how that ends settles it",
+            ));
+        }
+        held.take().map(|held| held.permit).ok_or_else(spent)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

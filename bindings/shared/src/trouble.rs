@@ -30,7 +30,8 @@ pub fn panicked(payload: &(dyn Any + Send)) -> Error {
     Error::new(
         ErrorKind::Internal,
         format!(
-            "a defect inside Keybrake ({text}); what the call had reserved stays held until it is resolved"
+            "a defect inside Keybrake ({text}); a call under way may have taken effect, and what it had reserved stays \
+             held until it is resolved"
         ),
     )
 }
