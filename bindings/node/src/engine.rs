@@ -258,8 +258,7 @@ impl Worker {
         if *self.closing.borrow() {
             drop(promised);
         } else {
-            self.handle
-                .spawn(async move { promised.settle(work.await) });
+            self.handle.spawn(async move { promised.settle(work.await) });
         }
         Ok(promise)
     }

@@ -163,9 +163,7 @@ impl Permit {
     /// The permit, which may end like this.
     fn give_up(&self, end: &SendEnd) -> Result<brake::Permit> {
         let mut held = self.held();
-        let sending = held
-            .as_ref()
-            .is_some_and(|held| held.handed == Handed::Sending);
+        let sending = held.as_ref().is_some_and(|held| held.handed == Handed::Sending);
         if sending && matches!(end, SendEnd::NeverSent) {
             return Err(Error::new(
                 ErrorKind::Config,
