@@ -5,7 +5,7 @@ import { isAbsolute, resolve } from "node:path";
 import { types } from "node:util";
 import { ConfigError, PolicyError } from "./errors.js";
 import { plain, usdFromMicros } from "./money.js";
-import { flagOf, refuseUndefined, refuseUnknown, runOf, shown, textOf, wholeOf } from "./options.js";
+import { flagOf, refuseOdd, refuseUndefined, refuseUnknown, runOf, shown, textOf, wholeOf } from "./options.js";
 import {
   type AuditRow,
   type Budget,
@@ -208,21 +208,31 @@ export function holdsArgument(filter: { run?: string; agent_run_id?: string; sta
 
 /** A call such as `"POST /v1/refunds"` with its fields, encoded as the vendor's SDK would. */
 export function checkedCall(token: string, endpoint: string, fields: object, vendor: string): Record<string, string> {
-  const gap = endpoint.indexOf(" ");
-  const [method, path] = [endpoint.slice(0, gap), endpoint.slice(gap + 1)];
+  const gap = String(endpoint).indexOf(" ");
+  const [method, path] = [endpoint.slice(0, gap).toUpperCase(), endpoint.slice(gap + 1)];
   if (gap < 1 || !path.startsWith("/")) {
     throw new ConfigError(
       `${JSON.stringify(endpoint)} is no endpoint: write a method and a path, such as "POST /v1/refunds"`,
     );
   }
+  refuseOdd(fields, "check: its fields");
+  const call = { token, vendor, method };
+  if (JSON_VENDORS.includes(vendor) && !IN_URL.includes(method)) {
+    const body = Object.keys(fields).length > 0 ? JSON.stringify(fields) : "";
+    return { ...call, path, body, content_type: "application/json" };
+  }
   const text = [...flat("", fields)]
     .map(([name, value]) => `${bracketed(name)}=${encodeURIComponent(value)}`)
     .join("&");
-  const inUrl = ["GET", "DELETE"].includes(method.toUpperCase());
-  return inUrl
-    ? { token, vendor, method, path: text ? `${path}?${text}` : path, body: "" }
-    : { token, vendor, method, path, body: text };
+  return IN_URL.includes(method)
+    ? { ...call, path: text ? `${path}?${text}` : path, body: "" }
+    : { ...call, path, body: text };
 }
+
+/** Methods whose fields stand in the URL. */
+const IN_URL = ["GET", "HEAD", "DELETE"];
+/** Vendors whose SDKs send JSON; the others send forms. */
+const JSON_VENDORS: readonly string[] = ["resend"];
 
 function bracketed(name: string): string {
   return encodeURIComponent(name).replaceAll("%5B", "[").replaceAll("%5D", "]");
@@ -313,10 +323,15 @@ function camel(name: string): string {
 
 export function checkFrom(item: CheckAnswer): Check {
   const { amount_micros: amount, denial } = item;
+  const needsLookup = !denial && amount == null;
   return {
     allowed: !denial,
+    needsLookup,
     code: denial?.code ?? null,
-    message: denial?.message ?? "",
+    message: denial?.message ?? (needsLookup ? NOT_JUDGED : ""),
     amountUsd: amount == null ? null : usdFromMicros(amount),
   };
 }
+
+const NOT_JUDGED =
+  "the policy allows the call; what it moves is known only by asking the vendor, so it was not judged against caps";

@@ -197,7 +197,10 @@ export interface AuditRow {
 
 /** What would happen to a call. Nothing was reserved or sent. */
 export interface Check {
+  /** Whether nothing stands in its way; with `needsLookup`, nothing but perhaps a cap. */
   readonly allowed: boolean;
+  /** What it moves is known only by asking the vendor, as for a refund: it was not judged against caps. */
+  readonly needsLookup: boolean;
   readonly code: Code | null;
   readonly message: string;
   readonly amountUsd: string | null;
