@@ -20,6 +20,20 @@ function blocks(file: string): string[] {
   return [...text.matchAll(/^```ts\n([\s\S]*?)^```$/gm)].map((found) => found[1] as string);
 }
 
+/** What its examples print, line by line. */
+const PRINTED = [
+  /^re_\w+ 50\.00 of 250\.00 left 200\.00$/,
+  /^undefined$/,
+  /^cap_exceeded 20\.00 \d{4}-\d\d-\d\dT00:00:00\.000Z$/,
+  /^NOT DONE\. Spending limit reached: this refund of \$50\.00 was refused .* Tell the user\.$/,
+  /^SM[0-9a-f]{32}$/,
+  /^cap_exceeded$/,
+  /^[0-9a-f]{8}-[0-9a-f-]{27}$/,
+  /^200$/,
+  /^429 cap_exceeded$/,
+  /^permit 200$/,
+];
+
 test.for([["docs/node.md"]])("%s", ([file]) => {
   const found = blocks(file as string);
   expect(found.length).toBeGreaterThan(0);
@@ -46,4 +60,6 @@ test.for([["docs/node.md"]])("%s", ([file]) => {
   const ran = spawnSync(process.execPath, [tsx, join(folder, "all.mts")], { env, encoding: "utf8" });
   expect(ran.stderr + (ran.error ?? "")).toBe("");
   expect(ran.status).toBe(0);
+  const lines = ran.stdout.trimEnd().split("\n");
+  expect(lines).toEqual(PRINTED.map((line) => expect.stringMatching(line)));
 });

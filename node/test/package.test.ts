@@ -1,6 +1,6 @@
 // What is published, installed into an empty project outside the repository.
 import { execFileSync } from "node:child_process";
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -49,17 +49,32 @@ afterAll(() => {
   rmSync(place, { recursive: true, force: true });
 });
 
-test("the README's example runs with import", async () => {
+/** Runs the example on new books: its loop refunds until the cap stops it, and says so. */
+async function spends(file: string): Promise<void> {
+  for (const part of readdirSync(place)) if (part.startsWith("spend.db")) rmSync(join(place, part));
   await sim.reset();
+  await sim.charges(10, 5000);
+  const lines = run(process.execPath, file).trimEnd().split("\n");
+  const words =
+    /^NOT DONE\. Spending limit reached: this refund of \$50\.00 was refused before it was sent; .*Tell the user\.$/;
+  expect(lines).toEqual([
+    expect.stringMatching(/^cap_exceeded 0\.00 \d{4}-\d\d-\d\dT00:00:00\.000Z$/),
+    expect.stringMatching(words),
+    "250.00 of 250.00",
+  ]);
+  expect([await sim.movements(), await sim.moved()]).toEqual([5, 25_000]);
+}
+
+test("the README's example runs with import", async () => {
   writeFileSync(join(place, "example.mts"), example());
   writeFileSync(join(place, "example.mjs"), example());
-  expect(run(process.execPath, "example.mjs")).toMatch(/^\d+\.\d\d of 250\.00$/m);
+  await spends("example.mjs");
 });
 
 test("the README's example runs with require", async () => {
   const program = example().replace(/import \{ (.*) \} from "(.*)";/g, 'const { $1 } = require("$2");');
   writeFileSync(join(place, "example.cjs"), program);
-  expect(run(process.execPath, "example.cjs")).toMatch(/^\d+\.\d\d of 250\.00$/m);
+  await spends("example.cjs");
 });
 
 test("import and require of one process share errors, context and the default Keybrake", () => {
