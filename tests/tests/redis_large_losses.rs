@@ -2,8 +2,7 @@
 //! to wait.
 
 use keybrake::ErrorKind;
-use keybrake::ledger::Ledger;
-use keybrake::ledger::Reassertion;
+use keybrake::ledger::{EraRange, Ledger, Reassertion};
 use keybrake_testkit::redis::{Persistence, Reply};
 use keybrake_tests::books::{DOLLAR, call, reserve};
 use keybrake_tests::fleet::{Fleet, used_and_held};
@@ -15,13 +14,21 @@ const LOST: u64 = 20_000;
 const AT_ONCE: usize = 500;
 
 /// Those of one of two processes that took turns, so none is beside another of the same process.
-fn of_one(first: u64) -> Vec<Reassertion> {
+fn of_one(era: u64, first: u64) -> Vec<Reassertion> {
     let numbers: Vec<u64> = (first..=LOST).step_by(2).collect();
     let steps = numbers.chunks(AT_ONCE).map(|some| Reassertion {
-        covers: some.iter().map(|number| (*number, *number)).collect(),
+        covers: some.iter().map(|number| one(era, *number)).collect(),
         ..Reassertion::default()
     });
     steps.collect()
+}
+
+const fn one(era: u64, number: u64) -> EraRange {
+    EraRange {
+        era,
+        first: number,
+        last: number,
+    }
 }
 
 #[tokio::test]
@@ -33,6 +40,7 @@ async fn twenty_thousand_lost_events_are_said_again_while_the_server_serves_othe
         .unwrap()
         .unwrap();
     let before = fleet.server.copy_data().unwrap();
+    let era = ledger.backlog().await.unwrap().eras.first().unwrap().era;
     // As if so many had been written since.
     let seq = LOST.to_string();
     fleet
@@ -54,7 +62,7 @@ async fn twenty_thousand_lost_events_are_said_again_while_the_server_serves_othe
     let first = ledger.missing_events().await.unwrap();
     let last_here = first.first().unwrap().0;
     assert_eq!(first, [(last_here, LOST)], "its own is there again");
-    for step in of_one(2) {
+    for step in of_one(era, 2) {
         ledger.reassert(step).await.unwrap();
     }
     let missing = ledger.missing_events().await.unwrap();
@@ -64,7 +72,7 @@ async fn twenty_thousand_lost_events_are_said_again_while_the_server_serves_othe
             .all(|(first, last)| first == last && first % 2 == 1),
         "{missing:?}"
     );
-    for step in of_one(1) {
+    for step in of_one(era, 1) {
         ledger.reassert(step).await.unwrap();
     }
     reserve(&ledger, call(&key, "three", DOLLAR))

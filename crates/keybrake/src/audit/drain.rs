@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 
 use super::archive::{Archive, Batch, LogName, LogState, Records};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ledger::{Backlog, Event, EventFilter, EventKind, HoldFilter, Ledger, VerifyReport};
+use crate::ledger::{Backlog, EraRange, Event, EventFilter, EventKind, HoldFilter, Ledger, VerifyReport};
 
 /// Events in one batch when nothing else is said.
 pub const BATCH: u32 = 1_000;
@@ -50,6 +50,8 @@ pub struct Drain<'a> {
     place: String,
     /// What the ledger was told last.
     noted: Option<u64>,
+    /// The eras of the ledger's log, as it said before it was asked for events.
+    eras: Vec<EraRange>,
 }
 
 /// What one step did.
@@ -92,6 +94,7 @@ impl<'a> Drain<'a> {
             name: log_name(ledger, info.id),
             place: info.url,
             noted: None,
+            eras: ledger.backlog().await?.eras,
         })
     }
 
@@ -124,10 +127,23 @@ impl<'a> Drain<'a> {
                 }
             };
             check_order(&events)?;
+            let eras = if events.is_empty() {
+                Vec::new()
+            } else {
+                self.ledger.backlog().await?.eras
+            };
+            if !events.is_empty() && !only_grew(&self.eras, &eras) {
+                // Another era began since it was asked last: these events may be of the one before, and gone.
+                self.eras = eras;
+                continue;
+            }
             let caught_up = u32::try_from(events.len()).unwrap_or(u32::MAX) < self.options.batch;
             let drained = u64::try_from(events.len()).unwrap_or(u64::MAX);
             let batch = Batch {
-                records: self.records(&events, gap).await?,
+                records: Records {
+                    eras: eras_of(&events, &eras),
+                    ..self.records(&events, gap).await?
+                },
                 checkpoints: if caught_up {
                     self.new_checkpoints(&state).await?
                 } else {
@@ -435,6 +451,25 @@ pub(super) fn same(event: &Event, kept: &Event) -> Result<bool> {
     let read: Event = serde_json::from_str(&text)
         .map_err(|e| Error::new(ErrorKind::Internal, "an event cannot be read back").because(e))?;
     Ok(read == *kept)
+}
+
+/// Whether a log has the same eras as before.
+fn only_grew(before: &[EraRange], now: &[EraRange]) -> bool {
+    let names = |eras: &[EraRange]| -> Vec<u64> { eras.iter().map(|range| range.era).collect() };
+    names(before) == names(now)
+}
+
+/// The eras that these events are of, up to the last of them.
+fn eras_of(events: &[Event], eras: &[EraRange]) -> Vec<EraRange> {
+    let (Some(first), Some(last)) = (events.first(), events.last()) else {
+        return Vec::new();
+    };
+    let here = eras.iter().map(|range| EraRange {
+        last: range.last.min(last.seq),
+        ..*range
+    });
+    here.filter(|range| range.first <= range.last && range.last >= first.seq)
+        .collect()
 }
 
 fn check_order(events: &[Event]) -> Result<()> {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::reassertion::EraRange;
 use super::types::{AdminNote, CheckGrade, LedgerCheck};
 use crate::error::{Error, Result};
 
@@ -37,6 +38,8 @@ pub struct Backlog {
     pub archives: Archives,
     /// What it takes up in the ledger's server; `None` where nobody has to care.
     pub bytes: Option<u64>,
+    /// Its eras, oldest first, with the events that it has of each. Empty for a ledger that cannot lose any.
+    pub eras: Vec<EraRange>,
 }
 
 impl Backlog {

@@ -236,6 +236,7 @@ impl Ledger for MemoryLedger {
                 checkpoint_seq: store.last_checkpoint()?.map_or(0, |last| last.seq),
                 archives: store.archives.clone(),
                 bytes: None,
+                eras: Vec::new(),
             })
         })
     }

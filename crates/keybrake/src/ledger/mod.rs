@@ -46,7 +46,8 @@ pub use lease::{LeaseAnswer, LeaseAsk, LeaseHeld, LeaseState, LeasedCall, MOST_C
 pub use memory::MemoryLedger;
 pub use open::{namespace, open, open_to_restore, without_leases};
 pub use reassertion::{
-    ArchivedPart, BudgetAssertion, CallAssertion, KeyAssertion, Life, Reasserted, Reassertion, StopAssertion,
+    ArchivedPart, BudgetAssertion, CallAssertion, EraRange, KeyAssertion, Life, Reasserted, Reassertion,
+    StopAssertion,
 };
 pub use store::Checkpoint;
 pub use types::*;

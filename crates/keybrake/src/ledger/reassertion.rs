@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::reservation::{ObjectState, Reservation};
 use super::types::{BudgetDef, KeyRecord, Stop};
+use crate::error::{Error, Result};
 
 /// What shall stand in a ledger that may have lost it: for [`Ledger::reassert`](super::Ledger::reassert).
 ///
@@ -28,9 +29,22 @@ pub struct Reassertion {
     pub stops: Vec<StopAssertion>,
     /// Calls as they were last known.
     pub calls: Vec<CallAssertion>,
-    /// Numbers of the events that this stands for, as ranges from first to last. A ledger that waits for lost events
-    /// before it opens waits no longer for these. Others take no notice.
-    pub covers: Vec<(u64, u64)>,
+    /// The events that this stands for. A ledger that waits for lost events before it opens waits no longer for these,
+    /// also when somebody tells only later that he has seen them. Others take no notice.
+    pub covers: Vec<EraRange>,
+}
+
+/// Events of one era of a log. An era is a time in which the log only grew: where events were lost another begins, in which
+/// their numbers may be those of other events. So a number names an event only together with its era.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EraRange {
+    /// The era's name: a random number of 48 bits.
+    pub era: u64,
+    /// Number of the first event.
+    pub first: u64,
+    /// Number of the last event.
+    pub last: u64,
 }
 
 /// Whether a ledger decides.
@@ -56,6 +70,23 @@ pub struct ArchivedPart {
     pub upto_seq: u64,
     /// When that happened, Unix milliseconds on the ledger's clock.
     pub at_ms: i64,
+}
+
+/// Digits of an era's name.
+const ERA_DIGITS: usize = 12;
+
+impl ArchivedPart {
+    /// The era in whose name a ledger waits for all that the archive has, whichever eras its events are of: the beginning of
+    /// the archive's own id.
+    ///
+    /// # Errors
+    /// `Config` for what is no archive's id.
+    pub fn era(&self) -> Result<u64> {
+        let digits = self.archive.get(..ERA_DIGITS);
+        digits
+            .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+            .ok_or_else(|| Error::config(format!("{:?} is no archive's id", self.archive)))
+    }
 }
 
 /// A budget with its cap.

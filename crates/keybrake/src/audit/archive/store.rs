@@ -8,7 +8,7 @@ use super::Archive;
 use super::database::{Row, Statement, Value, unreadable};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ledger::shared::hex;
-use crate::ledger::{BudgetDef, Checkpoint, Event, EventFilter, KeyRecord, Reservation, Stop};
+use crate::ledger::{BudgetDef, Checkpoint, EraRange, Event, EventFilter, KeyRecord, Reservation, Stop};
 
 /// Events read when a filter names no limit.
 const EVENTS: u32 = 10_000;
@@ -80,6 +80,8 @@ pub struct Records {
     pub budgets: Vec<BudgetDef>,
     /// All standing stops, when they have changed.
     pub stops: Option<Vec<Stop>>,
+    /// The eras that the events are of, with all that the ledger had of each by the last of them.
+    pub eras: Vec<EraRange>,
     /// What the ledger's secret is known by again ([`LedgerSecret::bound_to`](crate::ledger::LedgerSecret::bound_to)).
     pub binding: Option<String>,
 }
@@ -314,7 +316,7 @@ impl Archive {
             .transpose()
     }
 
-    /// All records of a kind, in the order of their names: `call`, `lost_call`, `key`, `budget` or `stop`. `after` is
+    /// All records of a kind, in the order of their names: `call`, `lost_call`, `key`, `budget`, `stop` or `era`. `after` is
     /// the last name of the page before.
     pub(crate) async fn records<T: DeserializeOwned>(
         &self,
@@ -343,6 +345,11 @@ impl Archive {
     /// All budgets' definitions, in no order.
     pub async fn budgets(&self, log: i64) -> Result<Vec<BudgetDef>> {
         self.all_of(log, "budget").await
+    }
+
+    /// The eras of the events that are here, those that the ledger has lost too, in no order.
+    pub(crate) async fn eras(&self, log: i64) -> Result<Vec<EraRange>> {
+        self.all_of(log, "era").await
     }
 
     /// The stops that stood when the log was drained last.
@@ -531,6 +538,9 @@ fn records(state: &LogState, records: &Records) -> Result<Vec<Statement>> {
     }
     for key in &records.keys {
         statements.push(put("key", &key.id, json(key)?));
+    }
+    for events in &records.eras {
+        statements.push(put("era", &format!("{:012x}", events.era), json(events)?));
     }
     for budget in &records.budgets {
         statements.push(put("budget", &budget.id().0, json(budget)?));

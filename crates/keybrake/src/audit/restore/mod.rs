@@ -18,8 +18,8 @@ use super::drain::{common_seq, log_name};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ledger::{
-    self, ArchivedPart, BudgetAssertion, CallAssertion, EventKind, KeyAssertion, KeyRecord, Ledger, Life,
-    Reassertion, Reservation,
+    self, ArchivedPart, BudgetAssertion, CallAssertion, EraRange, EventKind, KeyAssertion, KeyRecord, Ledger,
+    Life, Reassertion, Reservation,
 };
 
 /// Calls read at a time.
@@ -180,7 +180,7 @@ impl<'a> Restore<'a> {
         restored.budgets = self.budgets(&state, &acts).await?;
         restored.keys = self.keys(&state).await?;
         self.calls(&state, &mut restored, &mut seen).await?;
-        self.cover(&part, &restored.not_archived).await?;
+        self.cover(&state, &part, &restored.not_archived).await?;
         restored.life = self.ledger.life().await?;
         restored.missing = self.ledger.missing_events().await?;
         Ok(restored)
@@ -378,9 +378,24 @@ impl<'a> Restore<'a> {
             .collect())
     }
 
-    /// A closed ledger waits no longer for what was said again.
-    async fn cover(&self, part: &ArchivedPart, without: &[(u64, u64)]) -> Result<()> {
-        let covers = between((part.after_seq.saturating_add(1), part.upto_seq), without);
+    /// A closed ledger waits no longer for what was said again, whoever has seen it: of each era what the archive has of it.
+    /// Under the same numbers another era may have other events, which nobody has said again.
+    async fn cover(&self, state: &LogState, part: &ArchivedPart, without: &[(u64, u64)]) -> Result<()> {
+        let all = (part.after_seq.saturating_add(1), part.upto_seq);
+        let notes = self.archive.notes(state.log).await?;
+        let lost = notes.iter().filter(|note| note.kind == "lost");
+        let lacked: Vec<(u64, u64)> = lost
+            .map(|note| (note.after_seq.saturating_add(1), note.upto_seq))
+            .chain([all])
+            .collect();
+        let own = part.era()?;
+        let mut covers = of_era(own, between(all, without));
+        for era in self.archive.eras(state.log).await? {
+            for (first, last) in &lacked {
+                let here = ((*first).max(era.first), (*last).min(era.last));
+                covers.extend(of_era(era.era, between(here, without)));
+            }
+        }
         if covers.is_empty() {
             return Ok(());
         }
@@ -414,6 +429,13 @@ fn asserted(key: KeyRecord) -> KeyAssertion {
         ancestors: key.ancestors.clone(),
         record: Some(Box::new(key)),
     }
+}
+
+fn of_era(era: u64, ranges: Vec<(u64, u64)>) -> Vec<EraRange> {
+    let events = ranges
+        .into_iter()
+        .map(|(first, last)| EraRange { era, first, last });
+    events.collect()
 }
 
 /// The parts of a range that are in none of others.

@@ -5,12 +5,9 @@ use super::past::Claim;
 use super::step::{Own, call};
 use super::{Found, RedisLedger, replicas, url, wire};
 use crate::clock::Clock;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ledger::reassertion::{ArchivedPart, Life};
 use crate::ledger::shared::hex;
-
-/// Digits of an era's name.
-const DIGITS: usize = 12;
 
 impl RedisLedger {
     /// Opens the ledger with this id, whether or not its data is still there, and makes nothing. For a ledger whose data
@@ -51,7 +48,7 @@ impl RedisLedger {
             return Ok(life);
         }
         let claim = Claim {
-            epoch: era_of(&part.archive)?,
+            epoch: part.era()?,
             start: part.after_seq,
             upto: part.upto_seq,
         };
@@ -69,7 +66,7 @@ impl RedisLedger {
     }
 
     async fn make_again(&self, own: &Own, part: &ArchivedPart, claim: Claim) -> Result<()> {
-        let name: [u8; DIGITS / 2] = std::array::from_fn(|_| self.place.server.random());
+        let name: [u8; 6] = std::array::from_fn(|_| self.place.server.random());
         let mut command = wire::function("anew", &self.place.ns, &[]);
         command
             .arg(part.upto_seq)
@@ -85,12 +82,4 @@ impl RedisLedger {
         }
         Ok(())
     }
-}
-
-/// An archive's events are of no era that it knows; what it lacks is kept under the beginning of its own id.
-fn era_of(archive: &str) -> Result<u64> {
-    archive
-        .get(..DIGITS)
-        .and_then(|digits| u64::from_str_radix(digits, 16).ok())
-        .ok_or_else(|| Error::config(format!("{archive:?} is no archive's id")))
 }

@@ -4,11 +4,13 @@
 //! writes, in one atomic step (`keep` in library.lua), as with every other step of this ledger.
 
 use super::copies::Copies;
+use super::past::Era;
 use super::records::{self, Record};
 use super::wire::{self, Look, Parts};
 use super::{RedisLedger, log};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ledger::backlog::{Archives, Backlog, Drained, check_trim};
+use crate::ledger::reassertion::EraRange;
 use crate::ledger::store::Checkpoint;
 use crate::ledger::types::Reservation;
 
@@ -56,6 +58,23 @@ struct Write {
     checkpoint: Option<(Checkpoint, Vec<u64>)>,
 }
 
+/// What the log has of each of its eras: of an earlier one no more than any later one began with.
+fn events_of(eras: &[Era], last_seq: u64) -> Vec<EraRange> {
+    let mut last = last_seq;
+    let mut events: Vec<EraRange> = Vec::with_capacity(eras.len());
+    for era in eras.iter().rev() {
+        events.push(EraRange {
+            era: era.epoch,
+            first: era.start.saturating_add(1),
+            last,
+        });
+        last = last.min(era.from);
+    }
+    events.retain(|range| range.first <= range.last);
+    events.reverse();
+    events
+}
+
 impl RedisLedger {
     pub(super) async fn backlog_now(&self) -> Result<Backlog> {
         let kept = self.kept().await?;
@@ -70,9 +89,8 @@ impl RedisLedger {
         let bytes = self.own().ask(&command).await.ok();
         let bytes = bytes.and_then(|value| wire::text(value).ok()?.parse().ok());
         // Last, so that no event before it is missed.
-        let mut command = redis::cmd("HGET");
-        command.arg(self.place.ns.place("meta")).arg("seq");
-        let last_seq = wire::text(self.own().ask(&command).await?)?.parse().unwrap_or(0);
+        let about = self.own().about().await?;
+        let last_seq = about.standing.last_seq;
         Ok(Backlog {
             first_seq: first.map_or_else(|| u64::saturating_add(last_seq, 1), |(seq, _)| seq),
             first_at_ms: first.map(|(_, at_ms)| at_ms),
@@ -80,6 +98,7 @@ impl RedisLedger {
             checkpoint_seq: kept.checkpoint_seq()?,
             archives: kept.archives()?,
             bytes,
+            eras: events_of(&about.eras(), last_seq),
         })
     }
 
@@ -218,5 +237,28 @@ impl RedisLedger {
         Err(Error::ledger(
             "the archives of the log changed too often for this to be written down",
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_an_era_there_is_what_every_later_one_began_with() {
+        let era = |epoch, from, start| Era { epoch, from, start };
+        let eras = [
+            era(1, 0, 0),
+            era(2, 950, 10_950),
+            era(3, 900, 900),
+            era(4, 980, 10_980),
+        ];
+        let range = |era, first, last| EraRange { era, first, last };
+        assert_eq!(
+            events_of(&eras, 10_990),
+            [range(1, 1, 900), range(3, 901, 980), range(4, 10_981, 10_990)],
+            "of the second none is left"
+        );
+        assert_eq!(events_of(&[era(1, 0, 0)], 0), []);
     }
 }

@@ -525,20 +525,11 @@ local function step(keys, argv, again)
   if #meta > 0 then redis.call('HSET', p.meta, unpack(meta)) end
   if client ~= '' then at_work(p, now, client) end
   if again then
-    local phase, needs, ranges = phase_of(p, identity()), needed(p), {}
+    local phase, ranges = phase_of(p, identity()), {}
     if phase then phase.moved = server_ms() end
     for i = 1, tonumber(argv[said]) do
       local base = said + 3 * i
-      local epoch, first, last = argv[base - 2], tonumber(argv[base - 1]), tonumber(argv[base])
-      if epoch == '' then
-        -- Whoever does not know the era means every one that lacks the number.
-        for _, need in ipairs(needs) do
-          local from, upto = math.max(first, need.range[1]), math.min(last, need.range[2])
-          if from <= upto then ranges[#ranges + 1] = { need.epoch, from, upto } end
-        end
-      else
-        ranges[#ranges + 1] = { epoch, first, last }
-      end
+      ranges[#ranges + 1] = { argv[base - 2], tonumber(argv[base - 1]), tonumber(argv[base]) }
     end
     cover(p, ranges)
   end

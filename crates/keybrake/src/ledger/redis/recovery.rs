@@ -12,7 +12,7 @@ use super::life::{self, About, Why};
 use super::link::Failure;
 use super::past::{Claim, Done, Missing, Owed, Range};
 use super::step::{DRAFTS, Kind, Next, Own, PATIENT, call, recovering};
-use super::wire::{self, Again, Answer, Parts};
+use super::wire::{self, Answer, Parts};
 use super::{Guess, log};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
@@ -126,18 +126,18 @@ impl Own {
         let _turn = self.turn(self.patience()).await;
         let known = self.state().copies.known().filter(|known| known.last_seq > 0);
         let report = Said {
-            most: said.covers.iter().map(|(_, last)| *last).max().unwrap_or(0),
+            most: said.covers.iter().map(|events| events.last).max().unwrap_or(0),
             restores: true,
             ..self.seen(known)
         };
         self.report(clock, report).await?;
-        let covers: Vec<Again> = said
+        let covers: Vec<Range> = said
             .covers
             .iter()
-            .map(|(first, last)| Again {
-                epoch: None,
-                first: *first,
-                last: *last,
+            .map(|events| Range {
+                epoch: events.era,
+                first: events.first,
+                last: events.last,
             })
             .collect();
         let came_to = self.reassert(clock, said, &covers).await?;
@@ -260,21 +260,13 @@ impl Own {
                 from = last.saturating_add(1);
                 again::reassertion(own.into_iter().map(|(_, done)| done))?
             };
-            let covers: Vec<Again> = covers
-                .into_iter()
-                .map(|range| Again {
-                    epoch: Some(range.epoch),
-                    first: range.first,
-                    last: range.last,
-                })
-                .collect();
             self.reassert(clock, &said, &covers).await?;
             said_any = true;
         }
     }
 
     /// One step that says again what may have been lost.
-    async fn reassert(&self, clock: &dyn Clock, said: &Reassertion, covers: &[Again]) -> Result<Reasserted> {
+    async fn reassert(&self, clock: &dyn Clock, said: &Reassertion, covers: &[Range]) -> Result<Reasserted> {
         let mut lists = super::draft::Lists::default();
         let mut lost = false;
         let kind = Kind {

@@ -7,10 +7,10 @@ use std::time::Duration;
 use super::copies::Copies;
 use super::draft::{Draft, Guess, Lists, Missing};
 use super::link::{Failure, Link, Live};
-use super::past::{Era, Past};
+use super::past::{Era, Past, Range};
 use super::records::Record;
 use super::url::Place;
-use super::wire::{self, Again, Answer, Look, Sent, Telling};
+use super::wire::{self, Answer, Look, Sent, Telling};
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::clock::Clock;
@@ -331,7 +331,7 @@ impl Own {
         &self,
         clock: &dyn Clock,
         kind: Kind,
-        (lists, mark, again): (&Lists, Mark<'_>, Option<&[Again]>),
+        (lists, mark, again): (&Lists, Mark<'_>, Option<&[Range]>),
         rule: &mut impl FnMut(&mut Draft<'_>, &mut Flood, i64) -> Result<T>,
     ) -> Result<Next<T>> {
         let mut state = self.state();

@@ -38,22 +38,13 @@ pub(super) struct Sent {
     again: bool,
 }
 
-/// Events that a step says again.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Again {
-    /// Of this era, or of whichever lacks them.
-    pub(super) epoch: Option<u64>,
-    pub(super) first: u64,
-    pub(super) last: u64,
-}
-
 /// What a step tells besides what it rests on and writes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Telling<'a> {
     /// This process's name, when it is time to tell that it is at work.
     pub(super) client: Option<u64>,
     /// The events that it says again, if it is such a step.
-    pub(super) again: Option<&'a [Again]>,
+    pub(super) again: Option<&'a [Range]>,
 }
 
 /// What became of a step.
@@ -151,9 +142,7 @@ pub(super) fn commit(
     if let Some(again) = telling.again {
         command.arg(again.len());
         for events in again {
-            let epoch = events
-                .epoch
-                .map_or_else(String::new, |epoch| format!("{epoch:012x}"));
+            let epoch = format!("{:012x}", events.epoch);
             command.arg(epoch).arg(events.first).arg(events.last);
         }
     }

@@ -57,6 +57,7 @@ impl SqliteStore<'_> {
             checkpoint_seq: self.last_checkpoint()?.map_or(0, |last| last.seq),
             archives: self.archives()?,
             bytes,
+            eras: Vec::new(),
         })
     }
 

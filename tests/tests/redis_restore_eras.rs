@@ -1,0 +1,138 @@
+//! A restore says which events it stands for, by their eras: other events under the same numbers are still missed, and
+//! whoever reports only afterwards misses nothing that was restored.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use keybrake::audit::{Archive, Restore, Restored};
+use keybrake::error::ErrorKind;
+use keybrake::ledger::{Ledger, Life};
+use keybrake_testkit::redis::Persistence;
+use keybrake_tests::archives::{Place, drain};
+use keybrake_tests::books::{DOLLAR, admin, call, reserve};
+use keybrake_tests::fleet::{Fleet, books_agree, used_and_held};
+
+async fn restore(ledger: &dyn Ledger, archive: &Archive) -> Restored {
+    let restore = Restore::new(ledger, archive).await.unwrap();
+    restore.run(|_| {}).await.unwrap()
+}
+
+async fn hold(ledger: &dyn Ledger, key: &keybrake::ledger::KeyRecord, id: &str) {
+    reserve(ledger, call(key, id, DOLLAR)).await.unwrap().unwrap();
+}
+
+/// The archive has events of before a person opened the ledger without them; live processes have seen others under the same
+/// numbers since. Whichever backup comes back then, the restore speaks for none of the latter.
+#[tokio::test]
+async fn a_forked_archive_hides_nothing_that_a_live_process_did() {
+    for backup_of_before_the_fork in [true, false] {
+        let mut fleet = Fleet::start(Persistence::Always);
+        let place = Place::sqlite();
+        let archive = place.open().await;
+        let (lost, key) = fleet.with_key(50 * DOLLAR).await;
+        hold(&lost, &key, "before").await;
+        let before_the_fork = fleet.server.copy_data().unwrap();
+        for number in 0..6 {
+            hold(&lost, &key, &format!("archived {number}")).await;
+        }
+        drain(&lost, &archive, 100).await;
+        drop(lost);
+        fleet.server.replace_data(&before_the_fork).unwrap();
+        fleet.server.restart().unwrap();
+
+        // Nobody is left who saw them: their numbers are given to others.
+        let live = fleet.open();
+        assert!(live.open_by_hand(admin()).await.unwrap());
+        hold(&live, &key, "since 0").await;
+        let since_the_fork = fleet.server.copy_data().unwrap();
+        for number in 1..9 {
+            hold(&live, &key, &format!("since {number}")).await;
+        }
+        let witness = fleet.open();
+        hold(&witness, &key, "of the witness").await;
+        let backup = if backup_of_before_the_fork {
+            &before_the_fork
+        } else {
+            &since_the_fork
+        };
+        fleet.server.replace_data(backup).unwrap();
+        fleet.server.restart().unwrap();
+
+        // One that has seen all of it reports first, so the ledger knows what is missing; then comes the restore; and only
+        // then the one whose events they were.
+        let refused = reserve(&witness, call(&key, "early", DOLLAR)).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::LedgerRecovering, "{refused}");
+        let restorer = fleet.open();
+        let restored = restore(&restorer, &archive).await;
+        assert_eq!((restored.calls, restored.life), (6, Life::Closed));
+        hold(&live, &key, "after").await;
+        assert_eq!(
+            used_and_held(&live).await,
+            (0, (1 + 6 + 9 + 1 + 1) * DOLLAR),
+            "before the fork: {backup_of_before_the_fork}"
+        );
+        books_agree(&live).await;
+    }
+}
+
+/// As after a failover in which the process that wrote died: the other had seen its events, and knows only its own.
+#[tokio::test]
+async fn who_reports_after_a_restore_lacks_nothing_that_was_restored() {
+    for data_is_gone in [false, true] {
+        let mut fleet = Fleet::start(Persistence::Always);
+        let place = Place::sqlite();
+        let archive = place.open().await;
+        let (dead, key) = fleet.with_key(50 * DOLLAR).await;
+        let live = fleet.open();
+        hold(&live, &key, "seen").await;
+        let yesterday = fleet.server.copy_data().unwrap();
+        for number in 0..4 {
+            hold(&dead, &key, &format!("of the dead {number}")).await;
+        }
+        hold(&live, &key, "of the live").await;
+        drain(&dead, &archive, 100).await;
+        hold(&live, &key, "undrained").await;
+        if data_is_gone {
+            fleet.server.command(&["FLUSHALL"]).unwrap();
+            // Without a master key only a process that had it open can restore it.
+            let restored = restore(&dead, &archive).await;
+            assert_eq!((restored.calls, restored.not_archived.len()), (6, 0));
+        } else {
+            fleet.server.replace_data(&yesterday).unwrap();
+            fleet.server.restart().unwrap();
+            let restorer = fleet.open();
+            let restored = restore(&restorer, &archive).await;
+            assert_eq!((restored.calls, restored.life), (5, Life::Closed));
+        }
+        drop(dead);
+        // What it lacked is there when it asks for the first time, or is its own.
+        let key = live.key("vk_1").await.unwrap().unwrap();
+        hold(&live, &key, "after").await;
+        assert_eq!(used_and_held(&live).await, (0, 8 * DOLLAR));
+        assert_eq!(live.missing_events().await.unwrap(), []);
+        books_agree(&live).await;
+    }
+}
+
+/// What only the dead process did after the last drain is missed all the same.
+#[tokio::test]
+async fn what_the_archive_lacks_is_still_missed_after_a_restore() {
+    let mut fleet = Fleet::start(Persistence::Always);
+    let place = Place::sqlite();
+    let archive = place.open().await;
+    let (dead, key) = fleet.with_key(50 * DOLLAR).await;
+    let live = fleet.open();
+    hold(&live, &key, "seen").await;
+    let yesterday = fleet.server.copy_data().unwrap();
+    hold(&dead, &key, "archived").await;
+    drain(&dead, &archive, 100).await;
+    hold(&dead, &key, "undrained").await;
+    let lost_seq = dead.info().await.unwrap().last_seq;
+    hold(&live, &key, "of the live").await;
+    drop(dead);
+    fleet.server.replace_data(&yesterday).unwrap();
+    fleet.server.restart().unwrap();
+    let restorer = fleet.open();
+    assert_eq!(restore(&restorer, &archive).await.calls, 1);
+    let refused = reserve(&live, call(&key, "after", DOLLAR)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::LedgerRecovering);
+    assert_eq!(live.missing_events().await.unwrap(), [(lost_seq, lost_seq)]);
+}
