@@ -232,6 +232,10 @@ fn tell_archive(context: &mut Context<'_>, report: &ArchiveReport) -> Result<(),
     if !report.chain_ok {
         context.line("  events are missing, or a checkpoint does not name the one before it")?;
     }
+    for name in &report.altered {
+        let text = format!("{name} was altered: no drainer of this ledger wrote it, or not like this");
+        context.line(format!("  {}", printable(&text)))?;
+    }
     for difference in &report.differences {
         let text = format!(
             "{}: events say used {} held {}, the checkpoint says used {} held {}",

@@ -160,7 +160,7 @@ impl<'a> Drain<'a> {
                     lost,
                 });
             }
-            if let Some(after) = self.archive.append(&state, &batch).await? {
+            if let Some(after) = self.archive.append(&state, &batch, self.ledger.secret()).await? {
                 self.note(&after).await?;
                 return Ok(Step {
                     drained,

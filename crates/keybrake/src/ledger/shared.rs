@@ -86,7 +86,7 @@ impl<'de> Deserialize<'de> for CounterName {
 }
 
 /// A keyed hash (HMAC-SHA-256) of these parts one after the other, in hexadecimal digits.
-pub(super) fn keyed(secret: &[u8], parts: &[&[u8]]) -> Result<String> {
+pub(crate) fn keyed(secret: &[u8], parts: &[&[u8]]) -> Result<String> {
     let mut mac = <Hmac<Sha256>>::new_from_slice(secret)
         .map_err(|e| Error::new(ErrorKind::Internal, "a secret has no length").because(e.to_string()))?;
     for part in parts {

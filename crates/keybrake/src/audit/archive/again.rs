@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::ledger::{Event, Reservation};
 
 /// Events of calls, as against those of acts and of calls that held nothing.
-const OF_CALLS: &str = "call_id <> '' AND kind NOT IN ('admin', 'denied', 'replayed')";
+pub(super) const OF_CALLS: &str = "call_id <> '' AND kind NOT IN ('admin', 'denied', 'replayed')";
 /// Those that the ledger does not have: after the last one in common, or lost before and not told again.
 const LACKED: &str = "((seq > $2 AND lost = 0) OR lost = 1)";
 
@@ -121,7 +121,7 @@ fn kept(mut row: Row) -> Result<(Kept, Row)> {
 }
 
 /// A list of values for `IN`, after the log.
-fn listed(log: i64, ids: &[String]) -> (String, Vec<Value>) {
+pub(super) fn listed(log: i64, ids: &[String]) -> (String, Vec<Value>) {
     let mut values: Vec<Value> = vec![log.into()];
     let mut places = Vec::with_capacity(ids.len());
     for id in ids {

@@ -14,6 +14,16 @@ pub(super) enum Value {
     Text(String),
 }
 
+impl Value {
+    /// A text as it will be kept; nothing of a number.
+    pub(super) fn as_text(&self) -> &str {
+        match self {
+            Self::Text(text) => text,
+            Self::Int(_) => "",
+        }
+    }
+}
+
 impl From<i64> for Value {
     fn from(number: i64) -> Self {
         Self::Int(number)

@@ -6,6 +6,7 @@
 //! | `database` | what the archive needs of a database |
 //! | `sqlite`, `postgres` | the two databases |
 //! | `store` | what is written and read: events, drained points, records, checkpoints |
+//! | `seal` | who wrote it |
 //! | `again` | what a ledger that lost some of its log is told again |
 //! | `verify` | the proof that the archive is whole: checkpoints and events against each other |
 //!
@@ -16,6 +17,7 @@ mod again;
 mod database;
 mod postgres;
 mod schema;
+mod seal;
 mod sqlite;
 mod store;
 mod verify;

@@ -4,12 +4,13 @@ use super::database::{Database, Row, Statement};
 use crate::error::{Error, Result};
 
 /// Version of the tables that this library writes and reads.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
-/// Version 1. `log` is the number of a log in this archive. `n` numbers a log's events as they came: it is the
+/// Version 2. `log` is the number of a log in this archive. `n` numbers a log's events as they came: it is the
 /// event's own number (`seq`), and more once the ledger has lost events that were drained. `history` counts how often it
 /// did. `lost` is 0 for an event of the ledger's present log, 1 for one that the ledger lost after it was drained, 2 for
-/// a lost one whose call the ledger has told of again. Absent texts are empty. `value` is JSON.
+/// a lost one whose call the ledger has told of again. Absent texts are empty. `value` is JSON, and `seal`
+/// the keyed hash that says who wrote it (`seal`).
 const TABLES: [&str; 10] = [
     "CREATE TABLE IF NOT EXISTS keybrake_archive (v BIGINT NOT NULL, id TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS keybrake_log (
@@ -19,7 +20,7 @@ const TABLES: [&str; 10] = [
     "CREATE TABLE IF NOT EXISTS keybrake_event (
         log BIGINT NOT NULL, n BIGINT NOT NULL, seq BIGINT NOT NULL, history BIGINT NOT NULL, lost BIGINT NOT NULL,
         at_ms BIGINT NOT NULL, kind TEXT NOT NULL, call_id TEXT NOT NULL, joining_id TEXT NOT NULL, run TEXT NOT NULL,
-        value TEXT NOT NULL,
+        value TEXT NOT NULL, seal TEXT NOT NULL,
         PRIMARY KEY (log, n), UNIQUE (log, call_id, seq, history))",
     "CREATE INDEX IF NOT EXISTS keybrake_event_joining ON keybrake_event (log, joining_id) WHERE joining_id <> ''",
     "CREATE INDEX IF NOT EXISTS keybrake_event_run ON keybrake_event (log, run) WHERE run <> ''",
@@ -27,7 +28,7 @@ const TABLES: [&str; 10] = [
     "CREATE INDEX IF NOT EXISTS keybrake_event_lost ON keybrake_event (log, call_id) WHERE lost = 1",
     "CREATE TABLE IF NOT EXISTS keybrake_record (
         log BIGINT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, n BIGINT NOT NULL, value TEXT NOT NULL,
-        PRIMARY KEY (log, kind, name))",
+        seal TEXT NOT NULL, PRIMARY KEY (log, kind, name))",
     "CREATE TABLE IF NOT EXISTS keybrake_checkpoint (
         log BIGINT NOT NULL, history BIGINT NOT NULL, seq BIGINT NOT NULL, lost BIGINT NOT NULL, value TEXT NOT NULL,
         PRIMARY KEY (log, history, seq))",
@@ -61,6 +62,11 @@ pub(super) async fn prepare(database: &dyn Database, place: &str, make_it: bool)
     if version > VERSION {
         return Err(Error::config(format!(
             "the archive at {place} has format {version} and this library reads up to {VERSION}: upgrade keybrake"
+        )));
+    }
+    if version < VERSION {
+        return Err(Error::config(format!(
+            "the archive at {place} has format {version}, of a version of keybrake before its first release: begin another"
         )));
     }
     Ok(id)

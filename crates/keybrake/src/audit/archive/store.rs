@@ -6,9 +6,12 @@ use sha2::{Digest as _, Sha256};
 
 use super::Archive;
 use super::database::{Row, Statement, Value, unreadable};
+use super::seal::Sealer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ledger::shared::hex;
-use crate::ledger::{BudgetDef, Checkpoint, EraRange, Event, EventFilter, KeyRecord, Reservation, Stop};
+use crate::ledger::{
+    BudgetDef, Checkpoint, EraRange, Event, EventFilter, KeyRecord, LedgerSecret, Reservation, Stop,
+};
 
 /// Events read when a filter names no limit.
 const EVENTS: u32 = 10_000;
@@ -167,9 +170,15 @@ impl Archive {
         )))
     }
 
-    /// Writes a batch and the drained point in one transaction. Answers the new state, or `None`, with nothing written,
+    /// Writes a batch and the drained point in one transaction, all of it sealed with the ledger's secret. Answers the new state, or `None`, with nothing written,
     /// when another drainer has drained this log meanwhile.
-    pub async fn append(&self, state: &LogState, batch: &Batch) -> Result<Option<LogState>> {
+    pub async fn append(
+        &self,
+        state: &LogState,
+        batch: &Batch,
+        secret: &LedgerSecret,
+    ) -> Result<Option<LogState>> {
+        let sealer = Sealer::new(secret, &state.name);
         let mut after = state.clone();
         let mut rest = Vec::new();
         if let Some(first) = batch.events.first()
@@ -191,12 +200,12 @@ impl Archive {
             after.n = event.seq.saturating_add(state.shift());
             after.seq = event.seq;
             after.at_ms = event.at_ms;
-            rest.push(insert(&after, event)?);
+            rest.push(insert(&after, event, &sealer)?);
         }
         if state.history > 0 {
             rest.extend(told_again(state, &batch.events));
         }
-        rest.extend(records(&after, &batch.records)?);
+        rest.extend(records(&after, &batch.records, &sealer)?);
         for checkpoint in &batch.checkpoints {
             rest.push(Statement::new(
                 "INSERT INTO keybrake_checkpoint (log, history, seq, lost, value) VALUES ($1, $2, $3, 0, $4)
@@ -234,10 +243,10 @@ impl Archive {
             ),
             // What was known of their calls stays known, whatever the ledger will say of them.
             Statement::new(
-                "INSERT INTO keybrake_record (log, kind, name, n, value)
-                 SELECT log, 'lost_call', name, n, value FROM keybrake_record WHERE log = $1 AND kind = 'call' AND name IN
+                "INSERT INTO keybrake_record (log, kind, name, n, value, seal)
+                 SELECT log, 'lost_call', name, n, value, seal FROM keybrake_record WHERE log = $1 AND kind = 'call' AND name IN
                      (SELECT call_id FROM keybrake_event WHERE log = $1 AND lost = 1)
-                 ON CONFLICT (log, kind, name) DO UPDATE SET n = excluded.n, value = excluded.value",
+                 ON CONFLICT (log, kind, name) DO UPDATE SET n = excluded.n, value = excluded.value, seal = excluded.seal",
                 [log],
             ),
             note(&after, "lost", (state.n, after_seq, state.seq)),
@@ -448,7 +457,7 @@ fn note(state: &LogState, kind: &'static str, (n, after_seq, upto_seq): (u64, u6
     )
 }
 
-fn insert(state: &LogState, event: &Event) -> Result<Statement> {
+fn insert(state: &LogState, event: &Event, sealer: &Sealer<'_>) -> Result<Statement> {
     let facts = event.body.facts.as_deref();
     let call_id = event.call_id.as_deref().unwrap_or_default();
     let joining = facts
@@ -456,20 +465,24 @@ fn insert(state: &LogState, event: &Event) -> Result<Statement> {
         .filter(|id| *id != call_id);
     let kind = serde_json::to_value(event.kind)
         .map_err(|e| Error::new(ErrorKind::Internal, "an event's kind cannot be written").because(e))?;
+    let kind = kind.as_str().unwrap_or_default();
+    let (found_by, value) = (indexed(call_id), Value::from(json(event)?));
+    let seal = sealer.of_event((state.n, event.seq), kind, &found_by, value.as_text())?;
     Ok(Statement::new(
-        "INSERT INTO keybrake_event (log, n, seq, history, lost, at_ms, kind, call_id, joining_id, run, value)
-         VALUES ($1, $2, $3, $4, 0, $5, $6, $7, $8, $9, $10)",
+        "INSERT INTO keybrake_event (log, n, seq, history, lost, at_ms, kind, call_id, joining_id, run, value, seal)
+         VALUES ($1, $2, $3, $4, 0, $5, $6, $7, $8, $9, $10, $11)",
         [
             state.log.into(),
             state.n.into(),
             event.seq.into(),
             state.history.into(),
             event.at_ms.into(),
-            kind.as_str().unwrap_or_default().into(),
-            indexed(call_id).into(),
+            kind.into(),
+            found_by.into(),
             indexed(joining.unwrap_or_default()).into(),
             indexed(facts.and_then(|facts| facts.run.as_deref()).unwrap_or_default()).into(),
-            json(event)?.into(),
+            value,
+            seal.into(),
         ],
     ))
 }
@@ -502,23 +515,26 @@ fn told_again(state: &LogState, events: &[Event]) -> Vec<Statement> {
     again.collect()
 }
 
-fn records(state: &LogState, records: &Records) -> Result<Vec<Statement>> {
-    let put = |kind: &'static str, name: &str, value: String| {
-        Statement::new(
-            "INSERT INTO keybrake_record (log, kind, name, n, value) VALUES ($1, $2, $3, $4, $5)
-             ON CONFLICT (log, kind, name) DO UPDATE SET n = excluded.n, value = excluded.value",
+fn records(state: &LogState, records: &Records, sealer: &Sealer<'_>) -> Result<Vec<Statement>> {
+    let put = |kind: &'static str, name: &str, value: String| -> Result<Statement> {
+        let (name, value) = (indexed(name), Value::from(value));
+        let seal = sealer.of_record(kind, &name, state.n, value.as_text())?;
+        Ok(Statement::new(
+            "INSERT INTO keybrake_record (log, kind, name, n, value, seal) VALUES ($1, $2, $3, $4, $5, $6)
+             ON CONFLICT (log, kind, name) DO UPDATE SET n = excluded.n, value = excluded.value, seal = excluded.seal",
             [
                 state.log.into(),
                 kind.into(),
-                indexed(name).into(),
+                name.into(),
                 state.n.into(),
-                value.into(),
+                value,
+                seal.into(),
             ],
-        )
+        ))
     };
     let mut statements = Vec::new();
     if let Some(binding) = &records.binding {
-        statements.push(put(BINDING, "", binding.clone()));
+        statements.push(put(BINDING, "", binding.clone())?);
     }
     if records.stops.is_some() {
         statements.push(Statement::new(
@@ -527,23 +543,23 @@ fn records(state: &LogState, records: &Records) -> Result<Vec<Statement>> {
         ));
     }
     for stop in records.stops.iter().flatten() {
-        statements.push(put("stop", &stop.scope.name(), json(stop)?));
+        statements.push(put("stop", &stop.scope.name(), json(stop)?)?);
     }
     for call in &records.calls {
         let call = Reservation {
             reply: None,
             ..call.clone()
         };
-        statements.push(put("call", &call.facts.call_id, json(&call)?));
+        statements.push(put("call", &call.facts.call_id, json(&call)?)?);
     }
     for key in &records.keys {
-        statements.push(put("key", &key.id, json(key)?));
+        statements.push(put("key", &key.id, json(key)?)?);
     }
     for events in &records.eras {
-        statements.push(put("era", &format!("{:012x}", events.era), json(events)?));
+        statements.push(put("era", &format!("{:012x}", events.era), json(events)?)?);
     }
     for budget in &records.budgets {
-        statements.push(put("budget", &budget.id().0, json(budget)?));
+        statements.push(put("budget", &budget.id().0, json(budget)?)?);
     }
     Ok(statements)
 }

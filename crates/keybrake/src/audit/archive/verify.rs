@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::seal::Sealer;
 use super::{Archive, ForkNote, LogState};
 use crate::error::Result;
 use crate::ledger::rules::{checkpoint_hash, checkpoint_is_signed};
@@ -44,6 +45,9 @@ pub struct ArchiveReport {
     pub signatures: Signatures,
     /// Counters of which a checkpoint says something else than the events up to it; at most 100.
     pub differences: Vec<CounterDifference>,
+    /// Events (by the archive's numbers) and records that no drainer of this ledger wrote, or not like this; at most 100.
+    /// Not looked for without the ledger's secret.
+    pub altered: Vec<String>,
     /// What the ledger lost after it was drained, and what was never drained.
     pub notes: Vec<ForkNote>,
 }
@@ -51,7 +55,10 @@ pub struct ArchiveReport {
 impl ArchiveReport {
     /// Whether nothing is wrong with what is there.
     pub fn is_clean(&self) -> bool {
-        self.chain_ok && self.differences.is_empty() && self.signatures != Signatures::Wrong
+        self.chain_ok
+            && self.differences.is_empty()
+            && self.altered.is_empty()
+            && self.signatures != Signatures::Wrong
     }
 }
 
@@ -64,7 +71,8 @@ struct Sum {
 }
 
 impl Archive {
-    /// Verifies a log. With the ledger's secret the checkpoints' signatures are checked too.
+    /// Verifies a log. With the ledger's secret the checkpoints' signatures and the seals of events and records are checked
+    /// too.
     ///
     /// # Errors
     /// As [`logs`](Self::logs).
@@ -88,6 +96,7 @@ impl Archive {
             chain_ok: chain_holds(&checkpoints),
             signatures: signatures(&checkpoints, secret)?,
             differences: Vec::new(),
+            altered: Vec::new(),
             notes,
         };
         let mut sum = Sum {
@@ -113,6 +122,9 @@ impl Archive {
             sum.meet(checkpoint, &mut report);
         }
         report.chain_ok &= sum.seq == state.seq;
+        if let Some(secret) = secret {
+            report.altered = self.altered(state.log, &Sealer::new(secret, &state.name)).await?;
+        }
         Ok(report)
     }
 }

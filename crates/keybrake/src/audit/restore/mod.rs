@@ -213,11 +213,16 @@ impl<'a> Restore<'a> {
                 )));
             }
             if !report.is_clean() {
+                let altered = match &report.altered[..] {
+                    [] => String::new(),
+                    names => format!(" ({})", some_of(names)),
+                };
                 return Err(Error::new(
                     ErrorKind::LedgerCorrupt,
                     format!(
-                        "{place} is not whole, or was altered: keybrake audit verify --from says where. Nothing was \
-                         restored"
+                        "{place} is not whole, or was altered{altered}: keybrake audit verify --from says where. Put back a \
+                         copy of it from before, or open the ledger by hand after comparing it with the vendors. Nothing \
+                         was restored"
                     ),
                 ));
             }
@@ -311,7 +316,10 @@ impl<'a> Restore<'a> {
             let ids = self.archive.lacked(state.log, common, &after, PAGE).await?;
             let Some(last) = ids.last() else { return Ok(()) };
             after.clone_from(last);
-            let known = self.archive.known_calls(state.log, &ids).await?;
+            let mut known = self.archive.known_calls(state.log, &ids).await?;
+            // A record that knows less than the events is not what they left.
+            let outdated = self.archive.outdated(state.log, &ids).await?;
+            known.retain(|call| !outdated.contains(&call.facts.call_id));
             self.without_record(state, (&ids, &known), restored).await?;
             let there = self.ledger.reservations(&ids).await?;
             let there: BTreeMap<&str, &Reservation> = there
@@ -418,6 +426,14 @@ impl<'a> Restore<'a> {
     async fn say(&self, said: Reassertion) -> Result<u64> {
         Ok(u64::from(self.ledger.reassert(said).await?.changed))
     }
+}
+
+/// The first few of many names.
+fn some_of(names: &[String]) -> String {
+    const MOST: usize = 8;
+    let more = if names.len() > MOST { " and more" } else { "" };
+    let shown: Vec<&str> = names.iter().take(MOST).map(String::as_str).collect();
+    format!("{}{more}", shown.join(", "))
 }
 
 fn asserted(key: KeyRecord) -> KeyAssertion {
