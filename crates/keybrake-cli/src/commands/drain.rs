@@ -78,19 +78,7 @@ async fn once(
     bar: &ProgressBar,
 ) -> Result<(Step, Option<Trimmed>), Error> {
     let mut drain = Drain::new(open.ledger.as_ref(), archive, options).await?;
-    let step = drain.run(|step| bar.inc(step.drained)).await?;
-    let Some(keep_ms) = keep_ms else {
-        return Ok((step, None));
-    };
-    let trimmed = trim(open.ledger.as_ref(), keep_ms).await?;
-    // The checkpoint that it made goes to the archive too.
-    let last = drain.run(|_| {}).await?;
-    let step = Step {
-        drained: step.drained.saturating_add(last.drained),
-        lost: step.lost.saturating_add(last.lost),
-        ..last
-    };
-    Ok((step, Some(trimmed)))
+    drain.run_and_trim(keep_ms, |step| bar.inc(step.drained)).await
 }
 
 async fn follow(

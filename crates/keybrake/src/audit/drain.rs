@@ -195,6 +195,30 @@ impl<'a> Drain<'a> {
         }
     }
 
+    /// As [`run`](Self::run); with `keep_ms` the ledger's log is then trimmed behind that, but for events younger than it,
+    /// and the checkpoint that stands for what was removed is drained too.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step) and [`trim`].
+    pub async fn run_and_trim(
+        &mut self,
+        keep_ms: Option<i64>,
+        seen: impl FnMut(&Step),
+    ) -> Result<(Step, Option<Trimmed>)> {
+        let step = self.run(seen).await?;
+        let Some(keep_ms) = keep_ms else {
+            return Ok((step, None));
+        };
+        let trimmed = trim(self.ledger, keep_ms).await?;
+        let last = self.run(|_| {}).await?;
+        let step = Step {
+            drained: step.drained.saturating_add(last.drained),
+            lost: step.lost.saturating_add(last.lost),
+            ..last
+        };
+        Ok((step, Some(trimmed)))
+    }
+
     /// Tells the ledger up to where this archive has its log, so that nothing is trimmed that it lacks.
     async fn note(&mut self, state: &LogState) -> Result<()> {
         if self.noted == Some(state.seq) {

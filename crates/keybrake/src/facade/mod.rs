@@ -13,7 +13,7 @@ pub use issue::{IssueBuilder, IssuedKey, OpenBuilder};
 pub use reconcile::{Reconciled, Resolution};
 pub use run::Run;
 
-use crate::audit::{self, Archive, Audit, AuditRow, Drain, DrainOptions, Restore, Restored, RowFilter};
+use crate::audit::{Archive, Audit, AuditRow, Drain, DrainOptions, Restore, Restored, RowFilter};
 use crate::brake::{Brake, Credentials, Limits};
 use crate::client::Shell;
 use crate::clock::{Clock, SystemClock};
@@ -152,20 +152,12 @@ impl Keybrake {
         let ledger = self.ledger().as_ref();
         let archive = Archive::open(to).await?;
         let mut drain = Drain::new(ledger, &archive, DrainOptions::default()).await?;
-        let mut step = drain.run(|_| {}).await?;
-        let mut trimmed = 0;
-        if let Some(keep) = keep {
-            let keep_ms = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
-            trimmed = audit::drain::trim(ledger, keep_ms).await?.removed;
-            // The checkpoint that it made goes to the archive too.
-            let last = drain.run(|_| {}).await?;
-            step.drained = step.drained.saturating_add(last.drained);
-            step.state = last.state;
-        }
+        let keep_ms = keep.map(|keep| i64::try_from(keep.as_millis()).unwrap_or(i64::MAX));
+        let (step, trimmed) = drain.run_and_trim(keep_ms, |_| {}).await?;
         Ok(Drained {
             drained: step.drained,
             seq: step.state.seq,
-            trimmed,
+            trimmed: trimmed.map_or(0, |trimmed| trimmed.removed),
         })
     }
 
