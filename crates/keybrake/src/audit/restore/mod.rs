@@ -212,6 +212,8 @@ impl<'a> Restore<'a> {
                      KEYBRAKE_MASTER_KEY is another, or they were altered. Nothing was restored"
                 )));
             }
+            // With another secret every seal is wrong.
+            self.check_secret(&state, report.proven_seq > 0).await?;
             if !report.is_clean() {
                 let altered = match &report.altered[..] {
                     [] => String::new(),
@@ -226,7 +228,6 @@ impl<'a> Restore<'a> {
                     ),
                 ));
             }
-            self.check_secret(&state, report.proven_seq > 0).await?;
             return Ok(state);
         }
         Err(Error::ledger(format!(
