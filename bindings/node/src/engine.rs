@@ -89,9 +89,10 @@ impl Engine {
         cancel: Option<&Cancel>,
     ) -> napi::Result<Object<'env>> {
         let outgoing = outgoing((&method, url, headers, &body), &context, wait_ms)?;
-        let work = call::send(Arc::clone(&self.core), outgoing);
+        let given_up = until(cancel.map(Cancel::heard));
+        let work = call::send_unless(Arc::clone(&self.core), outgoing, given_up);
         self.worker
-            .start(env, cancel, work, |ended| Answer::new(ended, None))
+            .start(env, None, work, |ended| Answer::new(ended, None))
     }
 
     /// As `send`, but a document is left to be read as it arrives.
@@ -108,9 +109,10 @@ impl Engine {
         cancel: Option<&Cancel>,
     ) -> napi::Result<Object<'env>> {
         let outgoing = outgoing((&method, url, headers, &body), &context, wait_ms)?;
-        let work = call::open(Arc::clone(&self.core), outgoing);
+        let given_up = until(cancel.map(Cancel::heard));
+        let work = call::open_unless(Arc::clone(&self.core), outgoing, given_up);
         let reading = self.worker.clone();
-        self.worker.start(env, cancel, work, |ended| {
+        self.worker.start(env, None, work, |ended| {
             Answer::new(ended, Some(Reading(reading)))
         })
     }
@@ -156,7 +158,8 @@ impl Engine {
         }
     }
 
-    /// The same while the process exits, when nothing can be awaited any more; waits for a `close` under way. Blocks for at most twelve seconds.
+    /// The same while the process exits, when nothing can be awaited any more; waits for a `close` under way. Blocks for at
+    /// most twelve seconds.
     #[napi]
     pub fn close_now(&self) -> napi::Result<()> {
         guarded(|| close(&self.runtime, &self.core, &self.worker.closing))

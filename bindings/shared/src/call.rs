@@ -121,8 +121,22 @@ pub struct Answer {
 /// # Errors
 /// When the ledger cannot be opened or asked, or something is misconfigured; then nothing was sent.
 pub async fn send(core: Arc<Core>, outgoing: Outgoing) -> Result<Answer> {
+    send_unless(core, outgoing, std::future::pending()).await
+}
+
+/// As [`send`], until `given_up` ends: a call in flight is then aborted, and the answer is `lost`, with its record.
+///
+/// # Errors
+/// As [`send`], and when it was given up before it was sent.
+pub async fn send_unless(
+    core: Arc<Core>,
+    outgoing: Outgoing,
+    given_up: impl Future<Output = ()> + Send,
+) -> Result<Answer> {
     let shell = core.keybrake().await?.shell();
-    ended(shell.send(outgoing.call, outgoing.context, outgoing.wait).await?)
+    let (call, context, wait) = outgoing.parts();
+    let given_up = std::pin::pin!(given_up);
+    ended(shell.send_unless(call, context, wait, given_up).await?)
 }
 
 /// Makes the call; the body of a document is left to be read.
@@ -130,8 +144,22 @@ pub async fn send(core: Arc<Core>, outgoing: Outgoing) -> Result<Answer> {
 /// # Errors
 /// As [`send`].
 pub async fn open(core: Arc<Core>, outgoing: Outgoing) -> Result<Answer> {
+    open_unless(core, outgoing, std::future::pending()).await
+}
+
+/// As [`open`], until `given_up` ends: see [`send_unless`]. Once the reply has begun, its body is given up by itself.
+///
+/// # Errors
+/// As [`send_unless`].
+pub async fn open_unless(
+    core: Arc<Core>,
+    outgoing: Outgoing,
+    given_up: impl Future<Output = ()> + Send,
+) -> Result<Answer> {
     let shell = core.keybrake().await?.shell();
-    match shell.open(outgoing.call, outgoing.context, outgoing.wait).await? {
+    let (call, context, wait) = outgoing.parts();
+    let given_up = std::pin::pin!(given_up);
+    match shell.open_unless(call, context, wait, given_up).await? {
         client::Opened::Ended(answer) => ended(*answer),
         client::Opened::Stream(stream) => {
             let head = Reply {

@@ -32,8 +32,13 @@ use inflight::{Flight, InFlight};
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(20);
 /// Permits that expire unsent are asked for anew, so often.
 const MOST_PERMITS: u32 = 3;
+/// What is recorded of a call that its caller gave up in flight.
+const CANCELLED: &str = "cancelled";
 /// What is recorded of a call that a hard stop aborted.
 const ABORTED: &str = "aborted";
+
+/// Ends when the caller gives its call up; never again polled then.
+pub type GivenUp<'a> = std::pin::Pin<&'a mut (dyn Future<Output = ()> + Send)>;
 
 /// How a governed call ended.
 #[derive(Debug)]
@@ -111,9 +116,26 @@ impl Shell {
     /// # Errors
     /// Of [`Brake::authorize`] and [`Brake::settle`]. A refusal or a lost reply is an answer, not an error.
     pub async fn send(self: &Arc<Self>, call: Call, context: CallContext, wait: Duration) -> Result<Answer> {
-        match self.open(call, context, wait).await? {
+        let never = std::pin::pin!(std::future::pending());
+        self.send_unless(call, context, wait, never).await
+    }
+
+    /// As [`send`](Self::send), for a caller who wants to know what became of a call that it gives up. In flight, its
+    /// request is then aborted, and the answer is `Lost` with the call's record: `cancelled`.
+    ///
+    /// # Errors
+    /// As `send`; and `Config` when it was given up before it was sent (then a hold may stand until its deadline), or
+    /// while a document was read.
+    pub async fn send_unless(
+        self: &Arc<Self>,
+        call: Call,
+        context: CallContext,
+        wait: Duration,
+        mut given_up: GivenUp<'_>,
+    ) -> Result<Answer> {
+        match self.open_unless(call, context, wait, given_up.as_mut()).await? {
             Opened::Ended(answer) => Ok(*answer),
-            Opened::Stream(stream) => stream.whole().await,
+            Opened::Stream(stream) => unless(given_up, stream.whole()).await,
         }
     }
 
@@ -123,11 +145,26 @@ impl Shell {
     /// # Errors
     /// As [`send`](Self::send).
     pub async fn open(self: &Arc<Self>, call: Call, context: CallContext, wait: Duration) -> Result<Opened> {
+        let never = std::pin::pin!(std::future::pending());
+        self.open_unless(call, context, wait, never).await
+    }
+
+    /// As [`open`](Self::open), and as [`send_unless`](Self::send_unless) until the reply begins.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn open_unless(
+        self: &Arc<Self>,
+        call: Call,
+        context: CallContext,
+        wait: Duration,
+        mut given_up: GivenUp<'_>,
+    ) -> Result<Opened> {
         let mut patience = Patience::new(self, wait);
         loop {
-            let opened = self.once(&call, &context).await?;
+            let opened = self.once(&call, &context, given_up.as_mut()).await?;
             let held = opened.denial().is_some_and(|denial| denial.code == Code::CapHeld);
-            if !held || !patience.more().await {
+            if !held || !unless(given_up.as_mut(), async { Ok(patience.more().await) }).await? {
                 return Ok(opened);
             }
         }
@@ -159,10 +196,16 @@ impl Shell {
         settled(&mut Guard::new(self, permit), end, None).await
     }
 
-    async fn once(self: &Arc<Self>, call: &Call, context: &CallContext) -> Result<Opened> {
+    async fn once(
+        self: &Arc<Self>,
+        call: &Call,
+        context: &CallContext,
+        mut given_up: GivenUp<'_>,
+    ) -> Result<Opened> {
         let mut last = None;
         for _ in 0..MOST_PERMITS {
-            let permit = match self.decide(call.clone(), context.clone()).await? {
+            let decision = unless(given_up.as_mut(), self.decide(call.clone(), context.clone())).await?;
+            let permit = match decision {
                 Decision::Permit(permit) => permit,
                 Decision::Denied(refused) => {
                     let (denial, reply, record) = (Box::new(refused.denial), refused.reply, refused.record);
@@ -182,7 +225,7 @@ impl Shell {
                     return Err(Error::new(ErrorKind::Internal, "a lookup was left over"));
                 }
             };
-            let (opened, expired) = self.deliver_permit(*permit).await?;
+            let (opened, expired) = self.deliver_permit(*permit, given_up.as_mut()).await?;
             if !expired {
                 return Ok(opened);
             }
@@ -196,17 +239,22 @@ impl Shell {
     /// # Errors
     /// Of [`Brake::settle`].
     pub async fn deliver(self: &Arc<Self>, permit: Permit) -> Result<Answer> {
-        match self.deliver_permit(permit).await?.0 {
+        let never = std::pin::pin!(std::future::pending());
+        match self.deliver_permit(permit, never).await?.0 {
             Opened::Ended(answer) => Ok(*answer),
             Opened::Stream(stream) => stream.whole().await,
         }
     }
 
     /// The answer, and whether the permit expired before the first byte: then it may be asked for anew.
-    async fn deliver_permit(self: &Arc<Self>, permit: Permit) -> Result<(Opened, bool)> {
+    async fn deliver_permit(
+        self: &Arc<Self>,
+        permit: Permit,
+        given_up: GivenUp<'_>,
+    ) -> Result<(Opened, bool)> {
         let send_before_boot_ms = permit.send_before_boot_ms;
         let mut guard = Guard::new(self, permit);
-        let sent = match guard.send().await {
+        let sent = match guard.send(given_up).await {
             Ok(sent) => sent,
             Err(stop) => return Ok((Opened::from(aborted(&mut guard, &stop).await?), false)),
         };
@@ -241,6 +289,15 @@ impl Shell {
     /// A read of the vendor outside any call: reconciliation.
     pub(crate) async fn read(&self, request: &Prepared) -> Result<Reply, String> {
         self.http.read(request, LOOKUP_TIMEOUT).await
+    }
+}
+
+/// The work, unless the caller gives it up before.
+async fn unless<T>(given_up: GivenUp<'_>, work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::select! {
+        biased;
+        () = given_up => Err(Error::new(ErrorKind::Config, "the caller gave this call up")),
+        ended = work => ended,
     }
 }
 
@@ -334,7 +391,7 @@ impl Guard {
             shell: Arc::clone(shell),
             flight: shell.calls.enter(facts, key),
             permit: Some(permit),
-            reason: "cancelled",
+            reason: CANCELLED,
             runtime: tokio::runtime::Handle::try_current().ok(),
         }
     }
@@ -348,8 +405,8 @@ impl Guard {
         self.permit.as_ref()
     }
 
-    /// Sends the permit, unless a hard stop aborts it.
-    async fn send(&mut self) -> Result<Sent, Stop> {
+    /// Sends the permit, unless a hard stop aborts it or its caller gives it up.
+    async fn send(&mut self, given_up: GivenUp<'_>) -> Result<Sent, Stop> {
         let Some(permit) = &self.permit else {
             return Ok(Sent::Ended(SendEnd::NeverSent, None));
         };
@@ -357,6 +414,7 @@ impl Guard {
         tokio::select! {
             biased;
             stop = std::future::poll_fn(|cx| poll_aborted(flight, cx)) => Err(stop),
+            () = given_up => Ok(Sent::Ended(SendEnd::Lost { reason: CANCELLED.to_owned() }, None)),
             sent = self.shell.http.send(permit) => Ok(sent),
         }
     }
