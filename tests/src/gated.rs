@@ -3,12 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use keybrake::ledger::{
-    AdminNote, BudgetDef, BudgetUsage, Event, EventFilter, HoldFilter, IssueKey, KeyRecord, Ledger,
-    LedgerInfo, LedgerSecret, Reasserted, Reassertion, Reservation, ReserveAnswer, ReserveRequest, Scope,
-    SettleAnswer, Settlement, Stop, StopAnswer, StopScope, TokenHash, VerifyReport,
-};
+use keybrake::ledger::{Ledger, ReserveAnswer, ReserveRequest, SettleAnswer, Settlement};
 use keybrake::{Error, Result};
+use keybrake_testkit::{Around, Wrapped};
 use tokio::sync::watch;
 
 /// What happens to a step that has a gate.
@@ -77,17 +74,21 @@ pub struct Gated {
 
 impl Gated {
     /// A ledger with open gates.
-    pub fn new(inner: Arc<dyn Ledger>) -> Self {
-        Self {
+    pub fn around(inner: Arc<dyn Ledger>) -> Wrapped<Self> {
+        Wrapped(Self {
             inner,
             after_reserve: Gate::open(),
             before_settle: Gate::open(),
-        }
+        })
     }
 }
 
 #[async_trait]
-impl Ledger for Gated {
+impl Around for Gated {
+    fn inner(&self) -> &dyn Ledger {
+        &*self.inner
+    }
+
     async fn reserve(&self, request: ReserveRequest) -> Result<ReserveAnswer> {
         let answer = self.inner.reserve(request).await;
         self.after_reserve.pass().await?;
@@ -102,93 +103,5 @@ impl Ledger for Gated {
     /// It outlives its process, as far as the engine knows.
     fn namespace(&self) -> Option<&str> {
         Some("default")
-    }
-
-    async fn info(&self) -> Result<LedgerInfo> {
-        self.inner.info().await
-    }
-
-    fn secret(&self) -> &LedgerSecret {
-        self.inner.secret()
-    }
-
-    async fn issue_key(&self, issue: IssueKey) -> Result<KeyRecord> {
-        self.inner.issue_key(issue).await
-    }
-
-    async fn key_by_token(&self, token_hash: &TokenHash) -> Result<Option<KeyRecord>> {
-        self.inner.key_by_token(token_hash).await
-    }
-
-    async fn key(&self, key_id: &str) -> Result<Option<KeyRecord>> {
-        self.inner.key(key_id).await
-    }
-
-    async fn keys(&self) -> Result<Vec<KeyRecord>> {
-        self.inner.keys().await
-    }
-
-    async fn revoke(&self, key_id: &str, admin: AdminNote) -> Result<bool> {
-        self.inner.revoke(key_id, admin).await
-    }
-
-    async fn stop(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
-        self.inner.stop(scope, admin).await
-    }
-
-    async fn stop_hard(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
-        self.inner.stop_hard(scope, admin).await
-    }
-
-    async fn resume(&self, scope: &StopScope, admin: AdminNote) -> Result<bool> {
-        self.inner.resume(scope, admin).await
-    }
-
-    async fn stops(&self) -> Result<Vec<Stop>> {
-        self.inner.stops().await
-    }
-
-    async fn reassert(&self, reassertion: Reassertion) -> Result<Reasserted> {
-        self.inner.reassert(reassertion).await
-    }
-
-    async fn sweep(&self, limit: u32) -> Result<u32> {
-        self.inner.sweep(limit).await
-    }
-
-    async fn reservation(&self, call_id: &str) -> Result<Option<Reservation>> {
-        self.inner.reservation(call_id).await
-    }
-
-    async fn holds(&self, filter: HoldFilter) -> Result<Vec<Reservation>> {
-        self.inner.holds(filter).await
-    }
-
-    async fn usage(&self, key_id: &str) -> Result<Vec<BudgetUsage>> {
-        self.inner.usage(key_id).await
-    }
-
-    async fn budgets(&self, scope: Option<&Scope>) -> Result<Vec<BudgetUsage>> {
-        self.inner.budgets(scope).await
-    }
-
-    async fn put_budget(&self, budget: BudgetDef, admin: AdminNote) -> Result<BudgetDef> {
-        self.inner.put_budget(budget, admin).await
-    }
-
-    async fn events(&self, filter: EventFilter) -> Result<Vec<Event>> {
-        self.inner.events(filter).await
-    }
-
-    async fn verify(&self) -> Result<VerifyReport> {
-        self.inner.verify().await
-    }
-
-    async fn accept_clock(&self, admin: AdminNote) -> Result<i64> {
-        self.inner.accept_clock(admin).await
-    }
-
-    async fn flush(&self) -> Result<()> {
-        self.inner.flush().await
     }
 }

@@ -13,12 +13,11 @@ use keybrake::journal::Journal;
 use keybrake::lease::LeasedLedger;
 use keybrake::ledger::sqlite::{SqliteLedger, SqliteOptions};
 use keybrake::ledger::{
-    AdminNote, BudgetDef, BudgetUsage, Event, EventFilter, HoldFilter, IssueKey, KeyRecord, LeaseAnswer,
-    LeaseAsk, Ledger, LedgerInfo, LedgerSecret, MemoryLedger, Proof, Reasserted, Reassertion, Reservation,
-    ReserveAnswer, ReserveRequest, Scope, SettleAnswer, Settlement, Stop, StopAnswer, StopScope, TokenHash,
-    VerifyReport, WindowKind,
+    KeyRecord, LeaseAnswer, LeaseAsk, Ledger, MemoryLedger, Proof, ReserveAnswer, ReserveRequest, Settlement,
+    WindowKind,
 };
 use keybrake::{Error, ErrorKind, Result, Usd};
+use keybrake_testkit::{Around, Wrapped};
 
 use crate::books::{self, NOW_MS};
 
@@ -48,8 +47,8 @@ pub struct Counted {
 }
 
 impl Counted {
-    fn of(inner: Arc<dyn Ledger>, clock: &Arc<ManualClock>, returns: bool) -> Arc<Self> {
-        Arc::new(Self {
+    fn of(inner: Arc<dyn Ledger>, clock: &Arc<ManualClock>, returns: bool) -> Arc<Wrapped<Self>> {
+        Arc::new(Wrapped(Self {
             inner,
             reserves: AtomicU32::new(0),
             leases: AtomicU32::new(0),
@@ -60,7 +59,7 @@ impl Counted {
             returns,
             asks: Mutex::new(HashMap::new()),
             clock: Arc::clone(clock),
-        })
+        }))
     }
 
     /// What the mutant does before anything else is decided.
@@ -95,55 +94,17 @@ impl Counted {
 }
 
 #[async_trait]
-impl Ledger for Counted {
-    async fn info(&self) -> Result<LedgerInfo> {
-        self.inner.info().await
-    }
-    fn secret(&self) -> &LedgerSecret {
-        self.inner.secret()
-    }
-    fn namespace(&self) -> Option<&str> {
-        self.inner.namespace()
-    }
-    async fn issue_key(&self, issue: IssueKey) -> Result<KeyRecord> {
-        self.inner.issue_key(issue).await
-    }
-    async fn key_by_token(&self, token_hash: &TokenHash) -> Result<Option<KeyRecord>> {
-        self.inner.key_by_token(token_hash).await
-    }
-    async fn key(&self, key_id: &str) -> Result<Option<KeyRecord>> {
-        self.inner.key(key_id).await
-    }
-    async fn keys(&self) -> Result<Vec<KeyRecord>> {
-        self.inner.keys().await
-    }
-    async fn revoke(&self, key_id: &str, admin: AdminNote) -> Result<bool> {
-        self.inner.revoke(key_id, admin).await
-    }
-    async fn stop(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
-        self.inner.stop(scope, admin).await
+impl Around for Counted {
+    fn inner(&self) -> &dyn Ledger {
+        &*self.inner
     }
 
-    async fn stop_hard(&self, scope: StopScope, admin: AdminNote) -> Result<StopAnswer> {
-        self.inner.stop_hard(scope, admin).await
-    }
-    async fn resume(&self, scope: &StopScope, admin: AdminNote) -> Result<bool> {
-        self.inner.resume(scope, admin).await
-    }
-    async fn stops(&self) -> Result<Vec<Stop>> {
-        self.inner.stops().await
-    }
     async fn reserve(&self, request: ReserveRequest) -> Result<ReserveAnswer> {
         self.return_what_ran_out().await?;
         self.reserves.fetch_add(1, Ordering::SeqCst);
         self.inner.reserve(request).await
     }
-    async fn settle(&self, settlement: Settlement) -> Result<SettleAnswer> {
-        self.inner.settle(settlement).await
-    }
-    async fn reassert(&self, reassertion: Reassertion) -> Result<Reasserted> {
-        self.inner.reassert(reassertion).await
-    }
+
     async fn lease(&self, ask: LeaseAsk) -> Result<LeaseAnswer> {
         self.return_what_ran_out().await?;
         self.leases.fetch_add(1, Ordering::SeqCst);
@@ -166,36 +127,6 @@ impl Ledger for Counted {
         }
         Ok(answer)
     }
-    async fn sweep(&self, limit: u32) -> Result<u32> {
-        self.inner.sweep(limit).await
-    }
-    async fn reservation(&self, call_id: &str) -> Result<Option<Reservation>> {
-        self.inner.reservation(call_id).await
-    }
-    async fn holds(&self, filter: HoldFilter) -> Result<Vec<Reservation>> {
-        self.inner.holds(filter).await
-    }
-    async fn usage(&self, key_id: &str) -> Result<Vec<BudgetUsage>> {
-        self.inner.usage(key_id).await
-    }
-    async fn budgets(&self, scope: Option<&Scope>) -> Result<Vec<BudgetUsage>> {
-        self.inner.budgets(scope).await
-    }
-    async fn put_budget(&self, budget: BudgetDef, admin: AdminNote) -> Result<BudgetDef> {
-        self.inner.put_budget(budget, admin).await
-    }
-    async fn events(&self, filter: EventFilter) -> Result<Vec<Event>> {
-        self.inner.events(filter).await
-    }
-    async fn verify(&self) -> Result<VerifyReport> {
-        self.inner.verify().await
-    }
-    async fn accept_clock(&self, admin: AdminNote) -> Result<i64> {
-        self.inner.accept_clock(admin).await
-    }
-    async fn flush(&self) -> Result<()> {
-        self.inner.flush().await
-    }
 }
 
 /// A ledger, a key with so many calls a day, and processes that lease from it.
@@ -204,7 +135,7 @@ pub struct Fleet {
     /// Of all of them.
     pub clock: Arc<ManualClock>,
     /// What they lease from.
-    pub ledger: Arc<Counted>,
+    pub ledger: Arc<Wrapped<Counted>>,
     key: KeyRecord,
     number: AtomicU32,
 }

@@ -15,6 +15,7 @@ use keybrake::ledger::{HoldFilter, State};
 use keybrake::policy::Policy;
 use keybrake::request::Call;
 use keybrake::secret::Secret;
+use keybrake_testkit::Wrapped;
 use keybrake_testkit::stripe::{MovementKind, Simulator, SimulatorOptions, TEST_SECRET};
 use keybrake_tests::gated::{Gated, Way};
 use keybrake_tests::{generated, noon_zone, post, signed};
@@ -26,7 +27,7 @@ const FORM: &str = "amount=100&currency=usd&confirm=true&payment_method=pm_card_
 
 struct Place {
     stripe: Simulator,
-    ledger: Arc<Gated>,
+    ledger: Arc<Wrapped<Gated>>,
     kb: Keybrake,
     key: IssuedKey,
     _journal: TempDir,
@@ -36,7 +37,7 @@ impl Place {
     async fn new() -> Self {
         let stripe = Simulator::start(SimulatorOptions::default()).unwrap();
         let inner = keybrake::ledger::open("memory:", Arc::new(SystemClock)).unwrap();
-        let ledger = Arc::new(Gated::new(inner));
+        let ledger = Arc::new(Gated::around(inner));
         let journal = tempfile::tempdir().unwrap();
         let kb = Keybrake::builder()
             .shared_ledger(ledger.clone())

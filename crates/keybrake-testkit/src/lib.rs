@@ -1,6 +1,7 @@
 //! Test kit: the vendor simulator, the ledger conformance suite, private Redis and PostgreSQL servers, and the vectors that every
 //! language reads.
 
+mod around;
 pub mod conformance;
 mod objects;
 pub mod postgres;
@@ -12,6 +13,7 @@ pub mod stripe;
 pub mod twilio;
 mod vendors;
 
+pub use around::{Around, Wrapped};
 pub use stripe::{Simulator, SimulatorOptions, simulate};
 pub use vendors::{Sent, SentKind, SimulatedVendor};
 

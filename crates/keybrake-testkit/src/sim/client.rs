@@ -25,6 +25,7 @@ use super::server::Endpoint;
 use super::vendor::Cable;
 use super::world::{REQUEST_MS, SEND_WITHIN_MS, World};
 use super::{MASTER, mutants::Mutant};
+use crate::Wrapped;
 use crate::stripe::TEST_SECRET;
 
 /// What an agent holds.
@@ -85,10 +86,10 @@ impl Client {
         let ledger =
             RedisLedger::over(Arc::new(endpoint), world.timeout, process.clone(), Some(MASTER)).await?;
         let ledger: Arc<dyn Ledger> = match world.mutant {
-            Some(mutant) => Arc::new(Broken {
-                inner: Arc::new(ledger),
+            Some(mutant) => Arc::new(Wrapped(Broken {
+                inner: ledger,
                 mutant,
-            }),
+            })),
             None => Arc::new(ledger),
         };
         let mut secrets = Secrets::default();
