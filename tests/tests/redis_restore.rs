@@ -1,25 +1,22 @@
 //! A ledger in Redis that lost its data, or some of it, is told again from its archive: SQLite and PostgreSQL.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use keybrake::SystemClock;
-use keybrake::audit::archive::{LogState, Signatures};
-use keybrake::audit::{Archive, Audit, Restore, Restored};
+use keybrake::audit::Audit;
+use keybrake::audit::archive::Signatures;
 use keybrake::clock::Clock as _;
 use keybrake::error::ErrorKind;
 use keybrake::ledger::redis::RedisLedger;
-use keybrake::ledger::{
-    Ask, EventFilter, EventKind, IssueKey, KeyRecord, Ledger, Life, Proof, ReserveRequest, State, StopScope,
-    Unit, WindowKind,
-};
+use keybrake::ledger::{EventFilter, IssueKey, KeyRecord, Ledger, Life, Proof, State, StopScope, WindowKind};
 use keybrake_testkit::redis::{Persistence, RedisOptions, RedisServer};
 use keybrake_tests::archives::{Place, drain, rows};
 use keybrake_tests::books::{self, DOLLAR, admin, calls, charged, lifetime, read, settlement};
 use keybrake_tests::fleet::{Fleet, books_agree, used_and_held};
-
-const MASTER: &[u8] = b"a master key of more than 32 characters";
+use keybrake_tests::restoring::{
+    again, assert_same, books_of, call, call_ids, count, hold, lively, only_log, open, restore, spend,
+};
 
 macro_rules! on_both {
     ($($case:ident),+ $(,)?) => {
@@ -44,165 +41,6 @@ on_both! {
     live_clients_close_the_gap_that_the_archive_leaves,
     what_was_lost_before_and_drained_is_told_too,
     a_closed_ledger_waits_for_the_rest_of_a_restore,
-}
-
-fn open(url: &str) -> RedisLedger {
-    RedisLedger::open(url, Arc::new(SystemClock), Some(MASTER)).unwrap()
-}
-
-/// As a command does that finds the data gone.
-fn again(url: &str, id: &str) -> RedisLedger {
-    RedisLedger::open_to_restore(url, Arc::new(SystemClock), Some(MASTER), id).unwrap()
-}
-
-async fn restore(ledger: &dyn Ledger, archive: &Archive) -> Restored {
-    Restore::new(ledger, archive)
-        .await
-        .unwrap()
-        .run(|_| {})
-        .await
-        .unwrap()
-}
-
-async fn refusal(ledger: &dyn Ledger, archive: &Archive) -> (ErrorKind, String) {
-    let refused = Restore::new(ledger, archive).await.unwrap().run(|_| {}).await;
-    let refused = refused.unwrap_err();
-    (refused.kind(), refused.to_string())
-}
-
-async fn spend(ledger: &dyn Ledger, key: &KeyRecord, id: &str) {
-    hold(ledger, key, id).await;
-    ledger.settle(charged(id, DOLLAR)).await.unwrap();
-}
-
-async fn hold(ledger: &dyn Ledger, key: &KeyRecord, id: &str) {
-    books::reserve(ledger, call(key, id, DOLLAR))
-        .await
-        .unwrap()
-        .unwrap();
-}
-
-async fn count(ledger: &dyn Ledger, key: &KeyRecord, id: &str) {
-    let now_ms = ledger.info().await.unwrap().now_ms;
-    let request = read(key, id, now_ms);
-    books::reserve(ledger, request).await.unwrap().unwrap();
-    let done = Proof::Charged {
-        actual: keybrake::Usd::ZERO,
-    };
-    ledger.settle(settlement(id, done)).await.unwrap();
-}
-
-/// A call of so much, which counts as one call.
-fn call(key: &KeyRecord, id: &str, amount: i64) -> ReserveRequest {
-    let mut request = books::call(key, id, amount);
-    if let Ask::Amount(ask) = &mut request.ask {
-        for charge in ask.charges.iter_mut().filter(|charge| charge.unit != Unit::Usd) {
-            charge.amount = 1;
-        }
-    }
-    request
-}
-
-/// What a ledger says of itself, one thing a line, so that two moments can be compared.
-async fn books_of(ledger: &dyn Ledger, ids: &[String]) -> BTreeSet<String> {
-    let budgets = ledger.budgets(None).await.unwrap();
-    let mut lines: BTreeSet<String> = budgets.iter().map(|budget| format!("{budget:?}")).collect();
-    for key in ledger.keys().await.unwrap() {
-        lines.insert(format!(
-            "{} {:?} {:?}",
-            key.id, key.revoked_at_ms, key.expires_at_ms
-        ));
-    }
-    lines.extend(
-        ledger
-            .stops()
-            .await
-            .unwrap()
-            .iter()
-            .map(|stop| format!("{stop:?}")),
-    );
-    lines.extend(
-        ledger
-            .reservations(ids)
-            .await
-            .unwrap()
-            .iter()
-            .map(|call| format!("{call:?}")),
-    );
-    lines
-}
-
-fn assert_same(after: &BTreeSet<String>, before: &BTreeSet<String>) {
-    let [more, less]: [Vec<_>; 2] = [
-        after.difference(before).collect(),
-        before.difference(after).collect(),
-    ];
-    assert!(
-        more.is_empty() && less.is_empty(),
-        "only after: {more:#?}\nonly before: {less:#?}"
-    );
-}
-
-async fn call_ids(ledger: &dyn Ledger) -> Vec<String> {
-    let events = ledger.events(EventFilter::default()).await.unwrap();
-    let mut ids: Vec<String> = events
-        .into_iter()
-        .filter(|event| !matches!(event.kind, EventKind::Denied | EventKind::Replayed))
-        .filter_map(|event| event.call_id)
-        .collect();
-    ids.sort();
-    ids.dedup();
-    ids
-}
-
-fn days() -> keybrake::ledger::BudgetDef {
-    // A day that does not end while the test runs: a rolling one.
-    calls("vk_1", WindowKind::Rolling24h, 400)
-}
-
-/// One of everything that can be lost.
-async fn lively(ledger: &dyn Ledger) -> KeyRecord {
-    let budgets = [lifetime("vk_1", 20 * DOLLAR), days()];
-    let key = books::key(ledger, "vk_1", &budgets).await.unwrap();
-    let gone = books::key(ledger, "vk_gone", &[lifetime("vk_gone", DOLLAR)])
-        .await
-        .unwrap();
-    hold(ledger, &gone, "of the revoked").await;
-    ledger.revoke("vk_gone", admin()).await.unwrap();
-    spend(ledger, &key, "settled").await;
-    hold(ledger, &key, "held").await;
-    hold(ledger, &key, "declined").await;
-    ledger
-        .settle(settlement("declined", Proof::FailedForGood))
-        .await
-        .unwrap();
-    hold(ledger, &key, "doubt").await;
-    let nothing = Proof::NoProof {
-        reason: "timeout".to_owned(),
-    };
-    ledger.settle(settlement("doubt", nothing)).await.unwrap();
-    for number in 0..3 {
-        count(ledger, &key, &format!("read {number}")).await;
-    }
-    ledger
-        .stop(StopScope::Agent("runaway".to_owned()), admin())
-        .await
-        .unwrap();
-    let over = StopScope::Run("over".to_owned());
-    ledger.stop(over.clone(), admin()).await.unwrap();
-    ledger.resume(&over, admin()).await.unwrap();
-    ledger
-        .put_budget(lifetime("vk_1", 15 * DOLLAR), admin())
-        .await
-        .unwrap();
-    ledger.key("vk_1").await.unwrap().unwrap()
-}
-
-async fn only_log(archive: &Archive) -> LogState {
-    let mut logs = archive.logs().await.unwrap();
-    logs.retain(|log| log.seq > 0);
-    assert_eq!(logs.len(), 1, "{logs:?}");
-    logs.remove(0)
 }
 
 async fn a_ledger_whose_data_is_gone_is_told_everything_again(place: &Place) {
@@ -478,128 +316,6 @@ async fn a_closed_ledger_waits_for_the_rest_of_a_restore(place: &Place) {
     spend(&live, &key, "after").await;
     assert_eq!(used_and_held(&live).await, (expected.0 + DOLLAR, expected.1));
     books_agree(&live).await;
-}
-
-/// Somebody came before the restore, as every agent does that is started again.
-#[tokio::test]
-async fn an_empty_ledger_that_was_made_in_between_is_replaced_and_one_in_use_is_not() {
-    let fleet = Fleet::start(Persistence::None);
-    let url = fleet.url();
-    let place = Place::sqlite();
-    let archive = place.open().await;
-    let ledger = open(&url);
-    lively(&ledger).await;
-    drain(&ledger, &archive, 100).await;
-    let id = ledger.id().await.unwrap();
-    let ids = call_ids(&ledger).await;
-    let before = books_of(&ledger, &ids).await;
-    fleet.server.command(&["FLUSHALL"]).unwrap();
-    let early = open(&url);
-    assert_ne!(early.id().await.unwrap(), id);
-
-    let late = again(&url, &id);
-    assert_eq!(restore(&late, &archive).await.life, Life::Closed);
-    let refused = early
-        .put_budget(lifetime("vk_1", DOLLAR), admin())
-        .await
-        .unwrap_err();
-    assert!(
-        refused.to_string().contains("another ledger stands in its place"),
-        "{refused}"
-    );
-    late.open_by_hand(admin()).await.unwrap();
-    assert_same(&books_of(&late, &ids).await, &before);
-
-    fleet.server.command(&["FLUSHALL"]).unwrap();
-    let other = open(&url);
-    other.put_budget(lifetime("vk_1", DOLLAR), admin()).await.unwrap();
-    let refused = RedisLedger::open_to_restore(&url, Arc::new(SystemClock), Some(MASTER), &id).unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Config);
-    assert!(refused.to_string().contains("another ledger stands"), "{refused}");
-    // A process that had it open before is told the same.
-    let (kind, text) = refusal(&late, &archive).await;
-    assert_eq!(kind, ErrorKind::Config);
-    assert!(text.contains("another ledger stands"), "{text}");
-    assert_eq!(other.info().await.unwrap().last_seq, 1, "nothing was done to it");
-}
-
-#[tokio::test]
-async fn archives_that_prove_nothing_restore_nothing() {
-    let fleet = Fleet::start(Persistence::None);
-    let url = fleet.url();
-    let place = Place::sqlite();
-    let archive = place.open().await;
-    let ledger = open(&url);
-    let id = ledger.id().await.unwrap();
-    let (kind, text) = refusal(&ledger, &archive).await;
-    assert_eq!(kind, ErrorKind::NotFound);
-    assert!(text.contains("was never drained to it"), "{text}");
-    lively(&ledger).await;
-    books_agree(&ledger).await;
-    drain(&ledger, &archive, 100).await;
-    fleet.server.command(&["FLUSHALL"]).unwrap();
-
-    let file = place.url();
-    let file = file.trim_start_matches("sqlite:");
-    let sql = |text: &str| {
-        rusqlite::Connection::open(file)
-            .unwrap()
-            .execute_batch(text)
-            .unwrap();
-    };
-    let refused = async |how: &str, back: &str, expected: (ErrorKind, &str)| {
-        sql(how);
-        let (kind, text) = refusal(&again(&url, &id), &archive).await;
-        assert_eq!(kind, expected.0, "{text}");
-        assert!(text.contains(expected.1), "{text}");
-        sql(back);
-    };
-    sql("CREATE TABLE kept AS SELECT * FROM keybrake_event");
-    let back = "DELETE FROM keybrake_event; INSERT INTO keybrake_event SELECT * FROM kept";
-    let altered = "UPDATE keybrake_event SET value = replace(value, '\"used\":1000000', '\"used\":999999')";
-    refused(
-        altered,
-        back,
-        (ErrorKind::LedgerCorrupt, "not whole, or was altered"),
-    )
-    .await;
-    refused(
-        "DELETE FROM keybrake_event WHERE seq = 3",
-        back,
-        (ErrorKind::LedgerCorrupt, "not whole"),
-    )
-    .await;
-    sql("CREATE TABLE signed AS SELECT * FROM keybrake_checkpoint");
-    let unsigned = "DELETE FROM keybrake_checkpoint; INSERT INTO keybrake_checkpoint SELECT * FROM signed";
-    let altered =
-        "UPDATE keybrake_checkpoint SET value = replace(value, '\"signature\":\"', '\"signature\":\"00')";
-    refused(
-        altered,
-        unsigned,
-        (ErrorKind::Config, "were not signed with the secret"),
-    )
-    .await;
-    let other = "UPDATE keybrake_record SET value = '00' WHERE kind = 'binding'";
-    refused(other, "", (ErrorKind::Config, "with another secret")).await;
-    let none = "DELETE FROM keybrake_record WHERE kind = 'binding'; DELETE FROM keybrake_checkpoint";
-    refused(none, unsigned, (ErrorKind::Config, "nothing in")).await;
-
-    // Another master key, or none; another namespace; a newer format.
-    let with = |master| RedisLedger::open_to_restore(&url, Arc::new(SystemClock), master, &id);
-    let wrong = with(Some(b"another key of more than 32 characters".as_slice())).unwrap();
-    assert_eq!(refusal(&wrong, &archive).await.0, ErrorKind::Config);
-    let none = with(None).unwrap_err();
-    assert!(none.to_string().contains("set KEYBRAKE_MASTER_KEY"), "{none}");
-    let elsewhere = again(&url.replace("ns=fleet", "ns=staging"), &id);
-    assert_eq!(refusal(&elsewhere, &archive).await.0, ErrorKind::NotFound);
-    let staging = url.replace("ns=fleet", "ns=staging");
-    let found = keybrake::audit::restore::open(&staging, Arc::new(SystemClock), &archive, None);
-    assert_eq!(found.await.unwrap_err().kind(), ErrorKind::NotFound);
-    sql("UPDATE keybrake_archive SET v = 9");
-    let newer = Archive::open_existing(&place.url()).await.unwrap_err();
-    assert!(newer.to_string().contains("upgrade keybrake"), "{newer}");
-    // Nothing of all that made a ledger.
-    assert_eq!(ledger.life().await.unwrap(), Life::Gone);
 }
 
 /// Without a master key the secret is gone with the data, but not from a process that has the ledger open.
