@@ -253,7 +253,7 @@ function inBody(item: object): Denied | null {
   }
 }
 
-const KINDS: Record<string, new (message: string, options?: ErrorOptions) => KeybrakeError> = {
+const KINDS: Readonly<Record<string, new (message: string, options?: ErrorOptions) => KeybrakeError>> = {
   config: ConfigError,
   policy: PolicyError,
   ledger_unavailable: LedgerError,
@@ -269,8 +269,10 @@ export function fromNative(error: unknown): unknown {
   // Not `instanceof Error`: the native module's errors are of the main realm, and jest runs code in another.
   if (!types.isNativeError(error) || error instanceof KeybrakeError) return error;
   const found = /^([a-z_]+): ([\s\S]*)$/.exec(error.message);
-  const kind = found?.[1] === undefined ? undefined : KINDS[found[1]];
-  return kind ? new kind(found?.[2] ?? "") : error;
+  const [, name = "", text = ""] = found ?? [];
+  if (name === "denied") return new Denied(JSON.parse(text) as Denial);
+  const kind = KINDS[name];
+  return kind ? new kind(text) : error;
 }
 
 /** Runs it; a failure of the native module becomes the class that fits. */

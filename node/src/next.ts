@@ -10,7 +10,7 @@
  * `maxDuration` seconds. A finish callback is not asked, since it does not come when the user goes away.
  */
 
-import { ConfigError } from "./errors.js";
+import { ConfigError, Denied } from "./errors.js";
 import { defaultKeybrake } from "./index.js";
 import type { Keybrake, OpenOptions } from "./keybrake.js";
 import { ended, type Run } from "./run.js";
@@ -54,7 +54,10 @@ export function withVaultKey(
   handler: (...args: never[]) => unknown,
 ): (...args: never[]) => Promise<unknown> {
   return async (...args) => {
-    const run = await opened(typeof options === "function" ? await options(...args) : options);
+    const run = await opened(typeof options === "function" ? await options(...args) : options).catch((error: unknown) =>
+      refusedTo(args[0], error),
+    );
+    if (run instanceof Response) return run;
     try {
       const answer = await run.within(() => handler(...granted(args, handler.length, run)));
       return await untilRead(answer, run, args[0]);
@@ -82,6 +85,15 @@ async function opened(options: VaultKeyOptions): Promise<Run> {
   const run = await keybrake.open({ ...opening, ...expiry });
   run.closeAfter(maxDuration * 1000);
   return run;
+}
+
+/**
+ * What a request is answered while no key is issued, because somebody stopped what it belongs to: our words alone, since
+ * a browser reads them. An action throws it.
+ */
+function refusedTo(request: unknown, error: unknown): Response {
+  if (!(error instanceof Denied) || !((request as unknown) instanceof Request)) throw error;
+  return Response.json({ error: { code: error.code, message: error.forModel() } }, { status: error.status });
 }
 
 /**

@@ -4,6 +4,7 @@ import { type Granted, withVaultKey } from "../src/next.js";
 import { withKeybrake } from "../src/next-config.js";
 import { createStripe } from "../src/stripe.js";
 import { type Simulator, simulator } from "../src/testing.js";
+import { rejection } from "./fixture.js";
 
 const policy: Policy = { vendor: "stripe", daily_usd_cap: 250, allowed_endpoints: ["refunds.create", "reads"] };
 const request = (init?: RequestInit) => new Request("http://localhost/api/chat", { method: "POST", ...init });
@@ -237,6 +238,28 @@ test("a Server Action that returns a stream keeps its run until the stream ends"
   }
   expect(seen).toEqual([1, 2]);
   expect(await verdict(only())).toBe("key_revoked");
+});
+
+test("while its run is stopped a request is answered 403 in our words, and an action throws the refusal", async () => {
+  await keybrake.stop({ run: "run_9", reason: "a loop that Alice saw" });
+  const work = vi.fn(async () => new Response());
+  const reply = await withVaultKey({ keybrake, policy, run: "run_9" }, work)(request());
+  expect([reply.status, await reply.json()]).toEqual([
+    403,
+    { error: { code: "stopped", message: expect.stringMatching(/^STOPPED by an operator\./) } },
+  ]);
+  const act = withVaultKey({ keybrake, policy, run: "run_9" }, async (_form: FormData, _granted: Granted) => work());
+  const refusal = denied(await rejection(act(new FormData())));
+  expect([refusal?.code, refusal?.stop?.scope, refusal?.stop?.reason]).toEqual([
+    "stopped",
+    "run:run_9",
+    "a loop that Alice saw",
+  ]);
+  expect(refusal?.message).toMatch(/^no key is issued while run:run_9 is stopped/);
+  for (const opened of [keybrake.open({ policy, run: "run_9" }), keybrake.issue(policy, { run: "run_9" })]) {
+    expect(denied(await rejection(opened))?.code).toBe("stopped");
+  }
+  expect(work).not.toHaveBeenCalled();
 });
 
 test("nothing that a browser sends becomes the run of a Server Action: no extra argument, no missing one", async () => {

@@ -156,9 +156,9 @@ test("a stop pressed in the middle of a chat: its next call is refused and its s
   expect(await sim.movements()).toBe(3);
   // No key is issued while it stands, neither for a chat nor for an action; other runs go on.
   await press(7, "Start");
-  await cell(7, "said", /^no key is issued while run:chat_7 is stopped/);
+  await cell(7, "said", /"code":"stopped","message":"STOPPED by an operator/);
   await press(7, "Refund last");
-  await cell(7, "said", /^refused: no key is issued/);
+  await cell(7, "said", /^refused: stopped$/);
   await press(7, "Resume");
   await cell(7, "state", /^open$/);
 });

@@ -198,7 +198,9 @@ _KINDS: dict[str, type[KeybrakeError]] = {
 
 
 def error_of_kind(kind: str, message: str) -> KeybrakeError:
-    """The exception for a failure of the native module; called by it."""
+    """The exception for a failure of the native module; called by it. A refusal comes as its denial's JSON."""
+    if kind == "denied":
+        return Denied(json.loads(message))
     return _KINDS.get(kind, KeybrakeError)(message)
 
 

@@ -197,9 +197,16 @@ def check(item: Mapping[str, Any]) -> Check:
     """A verdict without consequences."""
     micros = item.get("amount_micros")
     denial = item.get("denial") or {}
+    needs_lookup = not denial and micros is None
     return Check(
         allowed=not denial,
         code=denial.get("code"),
-        message=denial.get("message", ""),
+        message=denial.get("message", _NOT_JUDGED if needs_lookup else ""),
         amount_usd=None if micros is None else usd_from_micros(micros),
+        needs_lookup=needs_lookup,
     )
+
+
+_NOT_JUDGED = (
+    "the policy allows the call; what it moves is known only by asking the vendor, so it was not judged against caps"
+)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from keybrake._context import Entered, Here, carried, entered_run, entered_step, here
+from keybrake._errors import KeybrakeError
 from keybrake._money import moment
 from keybrake._types import Budget, CallInfo, Check
 
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_CALLS = 1000
+"""How many calls a handle remembers."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +58,14 @@ class _RunState:
         """The vault key, to give to any SDK as its API key."""
         self.id = run_id
         """The run's id, if the key is bound to one."""
-        self._owned = owned
+        self._to_revoke = owned
         self._closed = False
-        self._calls: list[CallInfo] = []
+        self._calls: deque[CallInfo] = deque(maxlen=_CALLS)
         self._entered: list[Entered] = []
 
     @property
     def calls(self) -> tuple[CallInfo, ...]:
-        """Every call made through this handle so far: verdict, cost, replayed, call_id."""
+        """The calls made through this handle so far, the newest thousand: verdict, cost, replayed, call_id."""
         return tuple(self._calls)
 
     @property
@@ -70,6 +76,11 @@ class _RunState:
     def record(self, call: CallInfo) -> None:
         """Notes a call; the transports do it."""
         self._calls.append(call)
+
+    def _not_revoked(self, error: KeybrakeError) -> None:
+        """The end of a block undoes no work: the handle is closed and the key expires."""
+        text = f"the key {self.key_id} was not revoked and ends when it expires: {error}"
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
 
     def _enter(self, run: Run | AsyncRun) -> None:
         entered = entered_run(run)
@@ -140,11 +151,14 @@ class Run(_RunState):
         return tightest(self.budgets).remaining
 
     def close(self) -> None:
-        """Ends the run: a key made for it is revoked, later calls get `key_expired`, holds stay. Safe to repeat."""
-        if not self._closed:
-            self._closed = True
-            if self._owned:
-                self._keybrake.revoke(self.key_id, reason="run closed")
+        """Ends the run: a key made for it is revoked, later calls get `key_expired`, holds stay.
+
+        Safe to repeat; where the ledger did not take the revocation, that tries again.
+        """
+        self._closed = True
+        if self._to_revoke:
+            self._keybrake.revoke(self.key_id, reason="run closed")
+            self._to_revoke = False
 
     def __enter__(self) -> Run:
         self._enter(self)
@@ -154,7 +168,10 @@ class Run(_RunState):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._leave()
-        self.close()
+        try:
+            self.close()
+        except KeybrakeError as failed:
+            self._not_revoked(failed)
 
 
 class AsyncRun(_RunState):
@@ -208,11 +225,14 @@ class AsyncRun(_RunState):
         return tightest(await self.budgets()).remaining
 
     async def close(self) -> None:
-        """Ends the run: a key made for it is revoked, later calls get `key_expired`, holds stay. Safe to repeat."""
-        if not self._closed:
-            self._closed = True
-            if self._owned:
-                await self._keybrake.revoke(self.key_id, reason="run closed")
+        """Ends the run: a key made for it is revoked, later calls get `key_expired`, holds stay.
+
+        Safe to repeat; where the ledger did not take the revocation, that tries again.
+        """
+        self._closed = True
+        if self._to_revoke:
+            await self._keybrake.revoke(self.key_id, reason="run closed")
+            self._to_revoke = False
 
     async def __aenter__(self) -> AsyncRun:
         self._enter(self)
@@ -222,7 +242,10 @@ class AsyncRun(_RunState):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._leave()
-        await self.close()
+        try:
+            await self.close()
+        except KeybrakeError as failed:
+            self._not_revoked(failed)
 
 
 def tightest(budgets: tuple[Budget, ...]) -> Budget:

@@ -286,3 +286,5 @@ class Check:
     code: Code | None = None
     message: str = ""
     amount_usd: Decimal | None = None
+    needs_lookup: bool = False
+    """What it moves is known only by asking the vendor, as for a refund: it was not judged against caps."""

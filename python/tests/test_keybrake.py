@@ -119,8 +119,10 @@ def test_stop_refuses_the_next_call_and_new_keys(kb: keybrake.Keybrake, sim: Sim
         assert refusal.stop is not None
         assert refusal.stop.reason == "refund loop"
         assert refusal.for_model().startswith("STOPPED")
-        with pytest.raises(keybrake.PolicyError, match="run_42"):
+        with pytest.raises(keybrake.Denied, match="no key is issued while run:run_42 is stopped") as unissued:
             kb.issue(POLICY, run="run_42")
+        assert unissued.value.stop == refusal.stop
+        assert unissued.value.for_model().startswith("STOPPED")
         assert other.stripe().v1.refunds.create({"charge": "ch_2"}).amount == 5000
         assert [stop.scope for stop in kb.stops()] == ["run:run_42"]
         assert kb.resume(run="run_42") is True
@@ -173,7 +175,9 @@ def test_a_check_reserves_and_sends_nothing(kb: keybrake.Keybrake, sim: Simulato
         too_much = run.check("POST /v1/payment_intents", {"amount": 30_000, "currency": "usd"})
         assert (too_much.allowed, too_much.code, too_much.amount_usd) == (False, "cap_exceeded", Decimal("300.00"))
         unknown = run.check("POST /v1/refunds", {"charge": "ch_1"})
-        assert (unknown.allowed, unknown.amount_usd) == (True, None), "only a read could tell"
+        assert (unknown.allowed, unknown.needs_lookup, unknown.amount_usd) == (True, True, None)
+        assert "not judged against caps" in unknown.message
+        assert (fits.needs_lookup, fits.message, too_much.needs_lookup) == (False, "", False)
         elsewhere = run.check("POST /v1/payouts", {"amount": 100, "currency": "usd"})
         assert (elsewhere.allowed, elsewhere.code) == (False, "endpoint_not_allowed")
         assert run.check("GET /v1/charges", {"limit": 3}).allowed
@@ -318,6 +322,45 @@ def test_asyncio_answers_the_same(sim: Simulator) -> None:
                 await kb.issue({"vendor": "stripe"})
 
     asyncio.run(main())
+
+
+class _Blip:
+    """A `revoke` that the ledger does not take, once."""
+
+    def __init__(self, kb: keybrake.Keybrake) -> None:
+        self._revoke = kb.revoke
+        self.left = 1
+
+    def __call__(self, key_id: str, reason: str = "") -> bool:
+        if self.left:
+            self.left -= 1
+            message = "the ledger is down"
+            raise keybrake.LedgerError(message)
+        return self._revoke(key_id, reason=reason)
+
+
+def test_closing_tries_the_revocation_again_when_the_ledger_did_not_take_it(
+    kb: keybrake.Keybrake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = kb.open(policy=POLICY)
+    monkeypatch.setattr(kb, "revoke", _Blip(kb))
+    with pytest.raises(keybrake.LedgerError):
+        run.close()
+    assert run.closed
+    assert kb.check(run.token, "GET /v1/charges/ch_1").allowed
+    run.close()
+    run.close()
+    assert kb.check(run.token, "GET /v1/charges/ch_1").code == "key_revoked"
+
+
+def test_the_end_of_a_block_warns_when_the_revocation_failed_and_undoes_no_work(
+    kb: keybrake.Keybrake, sim: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kb, "revoke", _Blip(kb))
+    with pytest.warns(RuntimeWarning, match="was not revoked and ends when it expires"), kb.run(policy=POLICY) as run:
+        run.stripe().v1.refunds.create({"charge": "ch_1"})
+    assert run.closed
+    assert sim.movements() == 1
 
 
 def test_the_literals_are_the_engines() -> None:

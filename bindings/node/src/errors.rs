@@ -3,12 +3,15 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use keybrake::Error;
-use keybrake_binding::trouble::{kind, panicked};
+use keybrake_binding::trouble::{kind, panicked, text};
 use napi::Status;
 
 /// A failure as an `Error` whose message is `kind: text`; `errors.ts` makes the class that fits of it.
 pub(crate) fn to_node(error: &Error) -> napi::Error {
-    napi::Error::new(Status::GenericFailure, format!("{}: {error}", kind(error)))
+    napi::Error::new(
+        Status::GenericFailure,
+        format!("{}: {}", kind(error), text(error)),
+    )
 }
 
 /// Runs it; a panic becomes an exception and never crosses into Node.

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use keybrake::Error;
-use keybrake_binding::trouble::{kind, panicked};
+use keybrake_binding::trouble::{kind, panicked, text};
 use pyo3::prelude::{PyAnyMethods, PyErr, PyResult, Python};
 use pyo3::types::PyModule;
 
@@ -11,7 +11,7 @@ use pyo3::types::PyModule;
 pub(crate) fn to_python(py: Python<'_>, error: &Error) -> PyErr {
     let made = PyModule::import(py, "keybrake._errors")
         .and_then(|errors| errors.getattr("error_of_kind"))
-        .and_then(|make| make.call1((kind(error), error.to_string())));
+        .and_then(|make| make.call1((kind(error), text(error))));
     made.map_or_else(|broken| broken, PyErr::from_value)
 }
 

@@ -147,6 +147,8 @@ struct CheckAsk {
     method: String,
     path: String,
     body: String,
+    /// What the body is; a form when it is not said.
+    content_type: Option<String>,
 }
 
 async fn check(keybrake: &Keybrake, asked: CheckAsk) -> Result<Value> {
@@ -155,10 +157,8 @@ async fn check(keybrake: &Keybrake, asked: CheckAsk) -> Result<Value> {
     let host = vendor.hosts().first().copied().unwrap_or_default();
     let mut headers = vec![("Authorization".to_owned(), format!("Bearer {}", asked.token))];
     if !asked.body.is_empty() {
-        headers.push((
-            "Content-Type".to_owned(),
-            "application/x-www-form-urlencoded".to_owned(),
-        ));
+        let form = || "application/x-www-form-urlencoded".to_owned();
+        headers.push(("Content-Type".to_owned(), asked.content_type.unwrap_or_else(form)));
     }
     let call = Call {
         method: asked.method.to_ascii_uppercase(),

@@ -12,6 +12,7 @@ pub fn kind(error: &Error) -> &'static str {
     match error.kind() {
         ErrorKind::Config => "config",
         ErrorKind::Policy => "policy",
+        ErrorKind::Denied => "denied",
         ErrorKind::LedgerUnavailable => "ledger_unavailable",
         ErrorKind::LedgerRecovering => "ledger_recovering",
         ErrorKind::LedgerCorrupt => "ledger_corrupt",
@@ -19,6 +20,14 @@ pub fn kind(error: &Error) -> &'static str {
         ErrorKind::Vendor => "vendor",
         _ => "internal",
     }
+}
+
+/// What a host is told besides the kind: the denial as JSON for `denied`, else the message.
+pub fn text(error: &Error) -> String {
+    let denial = error.denial().map(serde_json::to_string);
+    denial
+        .and_then(std::result::Result::ok)
+        .unwrap_or_else(|| error.to_string())
 }
 
 /// What a panic becomes. The hook has already written where it happened to standard error.

@@ -69,6 +69,10 @@ impl From<Error> for Failure {
         let (code, kind) = match error.kind() {
             ErrorKind::Config => (exit::USAGE, "config"),
             ErrorKind::Policy => (exit::REFUSED, "policy"),
+            ErrorKind::Denied => {
+                let code = error.denial().map(|denial| denial.code.as_str());
+                (exit::REFUSED, code.unwrap_or("denied"))
+            }
             ErrorKind::LedgerUnavailable => (exit::LEDGER, "ledger_unavailable"),
             ErrorKind::LedgerRecovering => (exit::LEDGER, "ledger_recovering"),
             ErrorKind::LedgerCorrupt => (exit::LEDGER, "ledger_corrupt"),

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use crate::policy::Denial;
+
 /// The result of everything here that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -14,6 +16,9 @@ pub enum ErrorKind {
     Config,
     /// A policy or a budget is wrong. The message names the field, the place and the nearest valid name.
     Policy,
+    /// The ledger refuses it, as a standing stop refuses that a key is issued: [`Error::denial`] says what stands in the
+    /// way.
+    Denied,
     /// The ledger cannot be reached, is closed, or its clock cannot be trusted. Nothing was sent.
     LedgerUnavailable,
     /// The ledger's server has just started, and nobody has confirmed that nothing was lost. Nothing was sent.
@@ -34,6 +39,7 @@ pub struct Error {
     kind: ErrorKind,
     message: String,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    denial: Option<Box<Denial>>,
 }
 
 impl Error {
@@ -43,7 +49,21 @@ impl Error {
             kind,
             message: message.into(),
             source: None,
+            denial: None,
         }
+    }
+
+    /// A refusal where a refusal is no answer ([`ErrorKind::Denied`]); its message is the denial's.
+    pub fn denied(denial: Denial) -> Self {
+        Self {
+            denial: Some(Box::new(denial.clone())),
+            ..Self::new(ErrorKind::Denied, denial.message)
+        }
+    }
+
+    /// The refusal, when it is one.
+    pub fn denial(&self) -> Option<&Denial> {
+        self.denial.as_deref()
     }
 
     /// The same failure with what caused it.

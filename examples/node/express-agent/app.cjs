@@ -1,7 +1,7 @@
 // An Express server whose agents each spend by a vault key of their own.
 "use strict";
 const express = require("express");
-const { denied, PolicyError } = require("keybrake");
+const { denied } = require("keybrake");
 const { createStripe } = require("keybrake/stripe");
 
 const policy = {
@@ -60,8 +60,9 @@ function createApp(keybrake) {
 
   // No key is issued while a run is stopped.
   app.use((error, _req, res, next) => {
-    if (!(error instanceof PolicyError)) return next(error);
-    res.status(403).json({ error: error.message });
+    const refusal = denied(error);
+    if (!refusal) return next(error);
+    res.status(refusal.status).json({ error: refusal.message });
   });
   return app;
 }

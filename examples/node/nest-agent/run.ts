@@ -9,7 +9,7 @@ import {
   type NestInterceptor,
 } from "@nestjs/common";
 import type { Request, Response } from "express";
-import { Keybrake, PolicyError, type Run } from "keybrake";
+import { denied, Keybrake, type Run } from "keybrake";
 import { Observable } from "rxjs";
 
 interface Requested extends Request {
@@ -44,9 +44,8 @@ export class RunInterceptor implements NestInterceptor {
     try {
       return await this.keybrake.open({ policy, run, narrow: { run_usd_cap: 25 }, expiresIn: "15m" });
     } catch (error) {
-      // No key is issued while a run is stopped.
-      if (error instanceof PolicyError) throw new ForbiddenException(error.message);
-      throw error;
+      const refusal = denied(error); // no key is issued while a run is stopped
+      throw refusal ? new ForbiddenException(refusal.message) : error;
     }
   }
 }

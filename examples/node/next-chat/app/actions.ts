@@ -1,6 +1,6 @@
 "use server";
 
-import { defaultKeybrake, denied, PolicyError } from "keybrake";
+import { defaultKeybrake, denied } from "keybrake";
 import { withVaultKey } from "keybrake/next";
 import { createStripe } from "keybrake/stripe";
 import { CHAT_CAP, policy, runOf } from "../lib/policy";
@@ -21,9 +21,8 @@ export async function refundLast(chat: string): Promise<string> {
   try {
     return await refund(chat);
   } catch (error) {
-    const refusal = denied(error);
+    const refusal = denied(error); // also when no key is issued, while the chat is stopped
     if (refusal) return `refused: ${refusal.code}`;
-    if (error instanceof PolicyError) return `refused: ${error.message}`;
     throw error;
   }
 }

@@ -75,6 +75,12 @@ pub async fn invariant_08_no_key_is_issued_under_a_stop(world: &World) {
         error.message().contains("run:run_9") && error.message().contains("refund loop"),
         "{error}"
     );
+    let denial = error.denial().expect("a refusal, not a mistake in a policy");
+    assert_eq!(denial.code, Code::Stopped);
+    assert_eq!(
+        denial.stop.as_ref().map(|stop| stop.scope.as_str()),
+        Some("run:run_9")
+    );
     world.key("a", std::slice::from_ref(&def)).await;
     world
         .ledger

@@ -22,12 +22,14 @@ pub fn issue_key(store: &mut dyn Store, clock_ms: i64, issue: &IssueKey) -> Resu
         return Err(Error::policy(format!("the key {} exists already", key.id)));
     }
     if let Some(stop) = stops::covering_issue(&mut step, &key)? {
-        return Err(Error::policy(format!(
+        let mut denial = stops::denial(&stop);
+        denial.message = format!(
             "no key is issued while {} is stopped (by {}: {}); keybrake resume ends it",
             stop.scope.name(),
             stop.admin.by,
             stop.admin.reason,
-        )));
+        );
+        return Err(Error::denied(denial));
     }
     key.issued_at_ms = step.now_ms;
     key.revoked_at_ms = None;
