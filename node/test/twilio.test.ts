@@ -54,6 +54,7 @@ test("what the SDK can do else goes the same way", async () => {
   expect(await client.messages(sid).remove()).toBe(true);
   const called = await client.calls.create({
     to: message.to,
+    timeLimit: 60,
     from: message.from,
     twiml: "<Response><Say>Hi</Say></Response>",
   });

@@ -219,6 +219,20 @@ async fn refusals_send_nothing_and_hold_nothing() {
             "FriendlyName=x",
             Code::EndpointNotAllowed,
         ),
+        // Its reply has the auth token.
+        ("GET", format!("{account}.json"), "", Code::EndpointNotAllowed),
+        (
+            "POST",
+            messages(),
+            "To=15558675310&From=%2B15557122661&Body=x",
+            Code::RequestMalformed,
+        ),
+        (
+            "POST",
+            format!("{account}/Calls.json"),
+            "To=%2B15558675310&From=%2B15557122661&Twiml=x",
+            Code::CostUnknown,
+        ),
         (
             "POST",
             format!("{account}/Messages/../Calls.json"),
@@ -250,7 +264,7 @@ async fn refusals_send_nothing_and_hold_nothing() {
 async fn calls_are_governed_alike_and_free_operations_cost_nothing() {
     let world = TWILIO.world("0.60").await;
     let calls = format!("/2010-04-01/Accounts/{ACCOUNT}/Calls.json");
-    let form = "To=%2B15558675310&From=%2B15557122661&Twiml=%3CResponse%2F%3E";
+    let form = "To=%2B15558675310&From=%2B15557122661&Twiml=%3CResponse%2F%3E&TimeLimit=60";
     assert_eq!(world.twilio("POST", &calls, form, Some("a")).await.status, 201);
     let over = world.twilio("POST", &calls, form, Some("b")).await;
     assert_eq!(over.code(), Some(Code::CapExceeded));

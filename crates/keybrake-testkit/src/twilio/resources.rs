@@ -46,7 +46,8 @@ impl Twilio {
             )),
             ("GET", ["2010-04-01", "Accounts", _]) => Ok((
                 200,
-                json!({"sid": account, "friendly_name": "Simulator", "status": "active", "type": "Full"}),
+                json!({"sid": account, "friendly_name": "Simulator", "status": "active", "type": "Full",
+                       "auth_token": "secret-of-the-simulator"}),
             )),
             ("POST", ["v2", "Services", service, "Verifications"]) => self.verify(desk, service, &fields),
             ("POST", ["v2", "Services", _, "VerificationCheck"]) => self.check(&fields),

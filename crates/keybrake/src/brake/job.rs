@@ -213,11 +213,47 @@ fn plain_path(url: &str) -> &str {
     path.split(['?', '#']).next().unwrap_or(path)
 }
 
-/// A path for the audit when the operation is not known: short, printable.
+/// A path for the audit when the operation is not known: short, printable, and without segments that may be somebody's
+/// address or number.
 fn masked_path(url: &str) -> String {
-    plain_path(url)
-        .chars()
-        .filter(char::is_ascii_graphic)
-        .take(120)
-        .collect()
+    let segments = plain_path(url)
+        .split('/')
+        .map(|segment| if is_personal(segment) { "*" } else { segment });
+    let path = segments.collect::<Vec<_>>().join("/");
+    path.chars().filter(char::is_ascii_graphic).take(120).collect()
+}
+
+/// An e-mail address or a phone number, escaped or not.
+fn is_personal(segment: &str) -> bool {
+    let lower = segment.to_ascii_lowercase();
+    let digits = segment.bytes().filter(u8::is_ascii_digit).count();
+    let others = segment.bytes().filter(u8::is_ascii_alphabetic).count();
+    ["@", "%40", "+", "%2b"].iter().any(|mark| lower.contains(mark)) || (digits > 8 && others == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::masked_path;
+
+    #[test]
+    fn a_path_in_the_audit_has_no_number_and_no_address() {
+        for (path, kept) in [
+            ("/v1/PhoneNumbers/+15105551234", "/v1/PhoneNumbers/*"),
+            ("/v1/PhoneNumbers/%2B15105551234", "/v1/PhoneNumbers/*"),
+            ("/v1/PhoneNumbers/15105551234/Fields", "/v1/PhoneNumbers/*/Fields"),
+            ("/v1/PhoneNumbers/(510)555-1234", "/v1/PhoneNumbers/*"),
+            ("/contacts/jack@example.com/x", "/contacts/*/x"),
+            ("/contacts/jack%40example.com?a=b", "/contacts/*"),
+            (
+                "/v1/charges/ch_3SimybgipHq7/capture",
+                "/v1/charges/ch_3SimybgipHq7/capture",
+            ),
+            (
+                "/2010-04-01/Accounts/AC0123456789abcdef0123456789abcdef/Keys.json",
+                "/2010-04-01/Accounts/AC0123456789abcdef0123456789abcdef/Keys.json",
+            ),
+        ] {
+            assert_eq!(masked_path(&format!("https://host{path}")), kept);
+        }
+    }
 }

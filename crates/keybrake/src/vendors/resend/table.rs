@@ -90,8 +90,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     free("PATCH", "topics.update", "/topics/*"),
     free("DELETE", "topics.delete", "/topics/*"),
     read("webhooks.list", "/webhooks"),
-    read("webhooks.get", "/webhooks/*"),
-    free("POST", "webhooks.create", "/webhooks"),
+    // Not one webhook itself, nor a new one: the reply has the secret that its messages are signed with.
     free("PATCH", "webhooks.update", "/webhooks/*"),
     free("DELETE", "webhooks.delete", "/webhooks/*"),
 ];

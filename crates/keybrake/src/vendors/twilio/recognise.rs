@@ -62,8 +62,11 @@ pub(super) fn recognise(twilio: Twilio, call: &Call) -> Result<Recognised, Refus
     let account = account(&target, &segments)?;
     let fields = fields(call, &target)?;
     let to = field(&fields, "To");
-    if needs_recipient(operation) && to.is_none_or(str::is_empty) {
-        return Err(malformed("To is missing"));
+    if needs_recipient(operation) {
+        check_recipient(operation, to.unwrap_or_default())?;
+    }
+    if places_call(operation) {
+        check_time_limit(field(&fields, "TimeLimit"))?;
     }
     Ok(Recognised {
         operation,
@@ -119,6 +122,71 @@ const fn needs_recipient(operation: &Operation) -> bool {
             | b"conferences.participants.create"
             | b"verify.verifications.create"
     )
+}
+
+/// Whether it places a call, which costs by the minute.
+const fn places_call(operation: &Operation) -> bool {
+    matches!(
+        operation.name.as_bytes(),
+        b"calls.create" | b"conferences.participants.create"
+    )
+}
+
+/// Channels before a phone number.
+const NUMBER_CHANNELS: [&str; 2] = ["whatsapp:", "rcs:"];
+
+/// A recipient is written in one way only: `+` and digits after a channel that is known (security rule 10). Twilio reads
+/// `15558675310` and `+1 555 867-5310` as the same number, and the call would look like another one.
+fn check_recipient(operation: &Operation, to: &str) -> Result<(), Refusal> {
+    if to.is_empty() {
+        return Err(malformed("To is missing"));
+    }
+    let has_rest = |channels: &[&str]| {
+        let rest = channels.iter().find_map(|channel| to.strip_prefix(channel));
+        rest.is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_graphic()))
+    };
+    let other = match operation.name {
+        "messages.create" => has_rest(&["messenger:"]),
+        // An address, for the channel `email`.
+        "verify.verifications.create" => to.contains('@') && to.bytes().all(|byte| byte.is_ascii_graphic()),
+        _ => has_rest(&["sip:", "sips:", "client:"]),
+    };
+    let number = NUMBER_CHANNELS
+        .iter()
+        .find_map(|channel| to.strip_prefix(channel))
+        .unwrap_or(to);
+    if other || is_number(number) {
+        Ok(())
+    } else {
+        Err(malformed(
+            "To is not written as a phone number in E.164: `+`, the country and the number, digits only, such as \
+             +15558675310 or whatsapp:+15558675310",
+        ))
+    }
+}
+
+/// E.164: `+` and at most 15 digits, the first of which is no zero.
+fn is_number(text: &str) -> bool {
+    let digits = text.strip_prefix('+').unwrap_or_default().as_bytes();
+    (2..=15).contains(&digits.len()) && digits.first() != Some(&b'0') && digits.iter().all(u8::is_ascii_digit)
+}
+
+/// Without a limit Twilio lets a call go on for hours, so that one figure for it is no bound (vendors.md 2.4;
+/// <https://www.twilio.com/docs/voice/api/call-resource>, read 2026-11-21).
+fn check_time_limit(seconds: Option<&str>) -> Result<(), Refusal> {
+    let whole = |text: &str| {
+        (1..=5).contains(&text.len())
+            && !text.starts_with('0')
+            && text.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    if seconds.is_some_and(whole) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        Code::CostUnknown,
+        "without a TimeLimit a call can go on for hours: give TimeLimit in whole seconds, and the cost of a call of that \
+         length in the policy's operation_costs",
+    ))
 }
 
 /// The fields of the query (GET, DELETE) or of the body (POST).

@@ -46,7 +46,7 @@ const CALL: &[&str] = &[
 /// Under `/2010-04-01/`: the last segment ends in `.json`, which an id (`*`) does not show.
 #[rustfmt::skip]
 const CORE: &[Operation] = &[
-    read("accounts.fetch", "/2010-04-01/Accounts/*"),
+    // Not the account itself: its reply has the auth token.
     read("applications.list", "/2010-04-01/Accounts/*/Applications.json"),
     read("applications.fetch", "/2010-04-01/Accounts/*/Applications/*"),
     free("POST", "applications.create", "/2010-04-01/Accounts/*/Applications.json"),
@@ -248,6 +248,7 @@ mod tests {
             (API, "POST", "/2010-04-01/Accounts.json".to_owned()),
             (API, "POST", "/2010-04-01/Accounts/AC1/Messages.json".to_owned()),
             (API, "GET", format!("{account}/Messages/{SID}")),
+            (API, "GET", format!("{account}.json")),
             (API, "DELETE", format!("{account}/Messages.json")),
             (API, "POST", "/v2/Services".to_owned()),
             (VERIFY, "POST", format!("{account}/Messages.json")),
