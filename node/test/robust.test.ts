@@ -19,7 +19,7 @@ const collect = runInNewContext("gc") as () => void;
 const program = (name: string) => fileURLToPath(new URL(`./programs/${name}.mjs`, import.meta.url));
 
 /** As many as leave a crash of the native module no place to hide, a multiple of the program's batches of eight. */
-const WORKERS = 200;
+const WORKERS = 500;
 
 let sim: Simulator;
 let place: string;

@@ -135,7 +135,7 @@ impl Shell {
     ) -> Result<Answer> {
         match self.open_unless(call, context, wait, given_up.as_mut()).await? {
             Opened::Ended(answer) => Ok(*answer),
-            Opened::Stream(stream) => unless(given_up, stream.whole()).await,
+            Opened::Stream(stream) => unless(given_up, Box::pin(stream.whole())).await,
         }
     }
 
@@ -204,7 +204,9 @@ impl Shell {
     ) -> Result<Opened> {
         let mut last = None;
         for _ in 0..MOST_PERMITS {
-            let decision = unless(given_up.as_mut(), self.decide(call.clone(), context.clone())).await?;
+            // Boxed, or it would stand in the future of the whole call twice.
+            let decided = Box::pin(self.decide(call.clone(), context.clone()));
+            let decision = unless(given_up.as_mut(), decided).await?;
             let permit = match decision {
                 Decision::Permit(permit) => permit,
                 Decision::Denied(refused) => {
