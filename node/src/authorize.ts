@@ -113,7 +113,7 @@ export class Permit {
    * The platform's `fetch` itself repeats a request that was answered 421, which says that it was not carried out.
    */
   async send(by: Fetching = fetch): Promise<Response> {
-    const mine = this.#call.signal;
+    const mine = this.#call.signal ?? new AbortController().signal;
     if (mine.aborted) {
       await this.neverSent();
       throw mine.reason;

@@ -62,6 +62,14 @@ export interface Lost {
   readonly info: CallInfo;
 }
 
+/** A body that is read: text, or bytes. */
+export type Body = string | Buffer;
+
+/** The text of a body. */
+export function textOf(body: Body): string {
+  return typeof body === "string" ? body : body.toString("utf8");
+}
+
 /** Names in lower case and values, in order. */
 export type Headers = readonly (readonly [string, string])[];
 

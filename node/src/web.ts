@@ -1,8 +1,10 @@
-/** The Fetch API's requests and responses: read for the engine, made of its answers. */
+/** The Fetch API's requests, read for the engine, and what its answers are to a caller of `fetch`. */
 
-import { STATUS_CODES } from "node:http";
-import { type Ended, type Lost, lostText, type Headers as Pairs } from "./call.js";
-import { type Denied, VendorError } from "./errors.js";
+import { type Ended, type Lost, lostText } from "./call.js";
+import { VendorError } from "./errors.js";
+import { type GovernedResponse, replyOf, streamed } from "./response.js";
+
+export type { GovernedResponse } from "./response.js";
 
 /** The longest request body that is taken, in bytes: 64 MiB. It has to be whole before it is judged. */
 const MOST_BODY_BYTES = 64 * 1024 * 1024;
@@ -17,7 +19,7 @@ export interface WebCall {
   readonly url: string;
   readonly headers: [string, string][];
   readonly body: Uint8Array;
-  readonly signal: AbortSignal;
+  readonly signal: AbortSignal | null;
   readonly redirect: Request["redirect"];
 }
 
@@ -27,6 +29,13 @@ export interface WebCall {
  * or a `Request` holds no other than what it has parsed, which is then what is judged and sent.
  */
 export async function webCall(token: string, input: Input, init: RequestInit | undefined): Promise<WebCall> {
+  const call = plainCall(input, init ?? {}) ?? (await requested(input, init));
+  const { headers } = call;
+  if (!headers.some(([name]) => name === "authorization")) headers.push(["authorization", `Bearer ${token}`]);
+  return call;
+}
+
+async function requested(input: Input, init: RequestInit | undefined): Promise<WebCall> {
   const request = new Request(input, init);
   const { method, signal, redirect } = request;
   const url = typeof input === "string" ? input : request.url;
@@ -36,8 +45,65 @@ export async function webCall(token: string, input: Input, init: RequestInit | u
   const headers = [...request.headers].flatMap(([name, value]): [string, string][] =>
     name === "idempotency-key" ? value.split(", ").map((key) => [name, key]) : [[name, value]],
   );
-  if (!request.headers.has("authorization")) headers.push(["authorization", `Bearer ${token}`]);
   return { method, url, headers, body, signal, redirect };
+}
+
+const PLAIN_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
+const PLAIN_FIELDS = ["method", "headers", "body", "signal"];
+const FORM = "application/x-www-form-urlencoded;charset=UTF-8";
+
+/** The call, where it is plain what a `Request` would make of it: making one costs more than deciding the call. */
+function plainCall(input: Input, init: RequestInit): WebCall | null {
+  const { method = "GET", headers: given, body, signal = null } = init;
+  const fits =
+    Object.getPrototypeOf(init) === Object.prototype &&
+    (typeof input === "string" || input instanceof URL) &&
+    PLAIN_METHODS.includes(method) &&
+    Object.keys(init).every((field) => PLAIN_FIELDS.includes(field)) &&
+    (signal === null || signal instanceof AbortSignal);
+  const bytes = body === undefined || body === null ? NOTHING : inHand(body);
+  if (!fits || !bytes || (bytes !== NOTHING && (method === "GET" || method === "HEAD"))) return null;
+  const url = parsed(input);
+  const headers = plainHeaders(given);
+  if (!url || !headers) return null;
+  signal?.throwIfAborted();
+  const type = typeof body === "string" ? "text/plain;charset=UTF-8" : body instanceof URLSearchParams ? FORM : null;
+  if (type && !headers.some(([name]) => name === "content-type")) headers.push(["content-type", type]);
+  return { method, url, headers, body: bytes, signal, redirect: "follow" };
+}
+
+const NOTHING = new Uint8Array();
+
+/** An absolute URL without a password in it: a text as it is, a `URL` as it was parsed. */
+function parsed(input: string | URL): string | null {
+  try {
+    const { href, username, password } = new URL(input);
+    if (username || password) return null;
+    return typeof input === "string" ? input : href;
+  } catch {
+    return null;
+  }
+}
+
+const NAME = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
+const VALUE = /^[\x21-\x7e]+(?: [\x21-\x7e]+)*$/;
+
+/** Headers of a plain object whose names and values every reader takes as they are. */
+function plainHeaders(given: RequestInit["headers"]): [string, string][] | null {
+  if (given === undefined) return [];
+  if (given === null || Object.getPrototypeOf(given) !== Object.prototype) return null;
+  const found: [string, string][] = [];
+  for (const [name, value] of Object.entries(given as Record<string, unknown>)) {
+    const lower = name.toLowerCase();
+    const fits =
+      NAME.test(name) &&
+      typeof value === "string" &&
+      VALUE.test(value) &&
+      !(lower === "idempotency-key" && value.includes(","));
+    if (!fits || found.some(([other]) => other === lower)) return null;
+    found.push([lower, value]);
+  }
+  return found;
 }
 
 /** A body that needs no reading. */
@@ -71,32 +137,6 @@ async function read({ body, signal }: Request): Promise<Uint8Array> {
   }
 }
 
-/** The response to a governed call. `denied(response)` recognises a refusal without reading its body. */
-export interface GovernedResponse extends Response {
-  /** The refusal, if the call was refused. */
-  readonly keybrakeDenied: Denied | null;
-}
-
-/** A response with a head of ours, for a URL. */
-function response(body: Body, { status, headers }: Head, url: string, denied: Denied | null): GovernedResponse {
-  const empty = status === 204 || status === 205 || status === 304;
-  const init = { status, statusText: STATUS_CODES[status] ?? "", headers: headers as [string, string][] };
-  return dressed(new Response(empty ? null : body, init), url, denied);
-}
-
-/** With what a `Response` that was not fetched lacks, also on its clones. */
-function dressed(response: Response, url: string, denied: Denied | null): GovernedResponse {
-  const clone = () => dressed(Response.prototype.clone.call(response), url, denied);
-  return Object.defineProperties(response, {
-    url: { value: url },
-    keybrakeDenied: { value: denied },
-    clone: { value: clone },
-  }) as GovernedResponse;
-}
-
-type Body = ReadableStream<Uint8Array> | Uint8Array<ArrayBuffer>;
-type Head = { readonly status: number; readonly headers: Pairs };
-
 /** How a call ended, as `fetch` says it: a response, or its `TypeError` when there was none. */
 export function responseOf(ended: Ended, call: WebCall): GovernedResponse {
   if (ended.kind === "lost") throw unanswered(ended);
@@ -108,8 +148,8 @@ export function responseOf(ended: Ended, call: WebCall): GovernedResponse {
   if (call.redirect === "error" && ended.kind === "reply" && ended.status >= 300 && ended.status < 400) {
     throw new TypeError("fetch failed", { cause: new Error("unexpected redirect") });
   }
-  const body = ended.kind === "stream" ? ended.body.web(call.signal) : new Uint8Array(ended.body);
-  return response(body, ended, call.url, ended.kind === "denied" ? ended.denied : null);
+  if (ended.kind === "stream") return streamed(ended.body.web(call.signal), ended, call.url);
+  return replyOf(ended, call.url, ended.kind === "denied" ? ended.denied : null);
 }
 
 /** What `fetch` throws when there is no reply. Sent again, the same call joins this one. */
