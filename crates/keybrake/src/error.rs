@@ -1,5 +1,5 @@
 //! What can go wrong besides a refusal. A refused call is not an error: it is a
-//! [`Denial`](crate::policy::Denial), an ordinary answer.
+//! [`Denial`], an ordinary answer.
 
 use std::fmt;
 
