@@ -1,7 +1,7 @@
 /** One governed call, the same for every adapter: what is handed to the engine, and what its answer means. */
 
 import { type Here, here, NOWHERE } from "./context.js";
-import type { Answer, Request, Stream } from "./engine.js";
+import { type Answer, type Request, type Stream, timedOut } from "./engine.js";
 import { ConfigError, type Denial, Denied, fromNative, KeybrakeError, translated } from "./errors.js";
 import type { Keybrake } from "./keybrake.js";
 import { usdFromMicros } from "./money.js";
@@ -23,6 +23,8 @@ export interface Outgoing {
   readonly run?: Run | null;
   readonly waitMs?: number;
   readonly signal?: AbortSignal | null;
+  /** After so long it is given up, as by a signal of `AbortSignal.timeout`, for less; 0, the default, is never. */
+  readonly mostMs?: number;
   /** Whether a document may be left to be read as it arrives. */
   readonly stream?: boolean;
 }
@@ -33,7 +35,7 @@ export type Ended =
       readonly kind: "reply";
       readonly status: number;
       readonly headers: Headers;
-      readonly body: Buffer;
+      readonly body: Body;
       readonly info: CallInfo;
     }
   | {
@@ -48,7 +50,7 @@ export type Ended =
       readonly status: number;
       readonly headers: Headers;
       /** The refusal in the shape of the vendor's own errors. */
-      readonly body: Buffer;
+      readonly body: Body;
       readonly denied: Denied;
       readonly info: CallInfo;
     }
@@ -62,7 +64,7 @@ export interface Lost {
   readonly info: CallInfo;
 }
 
-/** A body that is read: text, or bytes. */
+/** A body that is read: text where it was found to be UTF-8, else bytes. */
 export type Body = string | Buffer;
 
 /** The text of a body. */
@@ -89,10 +91,14 @@ const WARNING = { part: 4n, of: 5n };
 /** Makes a governed call. Rejects only when nothing was decided: misconfiguration, or the caller gave it up. */
 export async function governed(keybrake: Keybrake, call: Outgoing): Promise<Ended> {
   const { run, request } = prepared(keybrake, call);
-  const answer = run?.closed ? refused(call.url, run) : null;
-  const outcome = ended(keybrake, run, answer ?? (await keybrake.engine.send(request, call.stream ?? false)));
+  const refusal = run?.closed ? refused(call.url, run) : null;
+  const answer = refusal ?? (await keybrake.engine.send(request, call.stream ?? false));
+  const outcome = ended(keybrake, run, answer);
   // Given up by its caller: noted by now, and said in the words of the caller's own signal.
-  if (outcome.kind === "lost" && !outcome.neverSent) call.signal?.throwIfAborted();
+  if (outcome.kind === "lost" && !outcome.neverSent) {
+    call.signal?.throwIfAborted();
+    if (answer.overdue) throw timedOut();
+  }
   return outcome;
 }
 
@@ -137,7 +143,8 @@ export interface Permitted {
 function prepared(keybrake: Keybrake, call: Outgoing): { run: Run | null; request: Request } {
   guardTests(keybrake, call.url);
   const around = here();
-  const headers = [...call.headers].flat() as string[];
+  const headers: string[] = [];
+  for (const [name, value] of call.headers) headers.push(name, value);
   const run = call.run ?? (around.run && carries(headers, around.run.token) ? around.run : null);
   const request = {
     method: call.method,
@@ -147,6 +154,7 @@ function prepared(keybrake: Keybrake, call: Outgoing): { run: Run | null; reques
     context: attribution(around, run, call.keyOrigin),
     waitMs: call.waitMs ?? 0,
     signal: call.signal ?? null,
+    mostMs: call.mostMs ?? 0,
   };
   return { run, request };
 }
@@ -154,13 +162,14 @@ function prepared(keybrake: Keybrake, call: Outgoing): { run: Run | null; reques
 function ended(keybrake: Keybrake, run: Run | null, answer: Answer): Ended {
   const headers = pairs(answer.headers);
   const { kind, status } = answer;
+  const note = JSON.parse(answer.record) as Note;
   const stream = answer.takeStream();
   if (stream) {
-    const info = infoOf(answer.record, answer, null);
+    const info = infoOf(note, answer, null);
     return { kind: "stream", status, headers, body: new Document(keybrake, run, answer, stream), info };
   }
   const denial = answer.denial === null ? null : (JSON.parse(answer.denial) as Denial);
-  const info = infoOf(answer.record, answer, denial);
+  const info = infoOf(note, answer, denial);
   run?.note(info);
   keybrake.hooks.fire("call", info);
   if (denial) {
@@ -171,7 +180,7 @@ function ended(keybrake: Keybrake, run: Run | null, answer: Answer): Ended {
     if (!answer.neverSent) keybrake.hooks.fire("unknown", info);
     return { kind: "lost", reason: answer.reason ?? "no reply", neverSent: answer.neverSent, info };
   }
-  told(keybrake, answer.record, info);
+  told(keybrake, note, info);
   return { kind: "reply", status, headers, body: answer.takeBody(), info };
 }
 
@@ -258,12 +267,13 @@ export class Document {
   }
 
   #account(refusal: Denied | null = null): CallInfo {
-    const info = infoOf(this.#stream.record, this.#answer, refusal);
+    const note = JSON.parse(this.#stream.record) as Note;
+    const info = infoOf(note, this.#answer, refusal);
     this.#run?.note(info);
     this.#keybrake.hooks.fire("call", info);
     if (refusal) tellDenied(this.#keybrake, refusal, info);
     else if (info.verdict === "unknown") this.#keybrake.hooks.fire("unknown", info);
-    else told(this.#keybrake, this.#stream.record, info);
+    else told(this.#keybrake, note, info);
     return info;
   }
 }
@@ -281,16 +291,14 @@ function tellDenied(keybrake: Keybrake, denied: Denied, info: CallInfo): Denied 
   return denied;
 }
 
-function told(keybrake: Keybrake, record: string, info: CallInfo): void {
+function told(keybrake: Keybrake, { tightest }: Note, info: CallInfo): void {
   if (info.replayed) keybrake.hooks.fire("replayed", info);
-  const { tightest } = JSON.parse(record) as Note;
   if (!tightest || !keybrake.hooks.heard("budget")) return;
   const taken = BigInt(tightest.used) + BigInt(tightest.held);
   if (taken * WARNING.of >= BigInt(tightest.cap) * WARNING.part) keybrake.hooks.fire("budget", budgetFrom(tightest));
 }
 
-function infoOf(record: string, answer: Answer, denial: Pick<Denial, "code" | "aborted"> | null): CallInfo {
-  const note = JSON.parse(record) as Note;
+function infoOf(note: Note, answer: Answer, denial: Pick<Denial, "code" | "aborted"> | null): CallInfo {
   const lost = answer.kind === "lost" && !answer.neverSent;
   let verdict: Verdict = "allowed";
   if (denial) verdict = denial.aborted ? "unknown" : "denied";
@@ -337,7 +345,7 @@ export function pairs(flat: readonly string[]): Headers {
 
 /** In a test runner, no call leaves the machine by accident. */
 function guardTests(keybrake: Keybrake, url: string): void {
-  if (keybrake.allowLiveInTests || !(process.env.VITEST || process.env.JEST_WORKER_ID)) return;
+  if (!keybrake.inTests || keybrake.allowLiveInTests) return;
   const { hostname } = new URL(url);
   if (["127.0.0.1", "[::1]", "localhost"].includes(hostname)) return;
   if ([...keybrake.engine.loopbackVendors].some((vendor) => hostname.endsWith(`.${vendor}.com`))) return;

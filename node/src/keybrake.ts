@@ -45,6 +45,8 @@ export class Keybrake implements AsyncDisposable {
   readonly hooks = new Hooks();
   /** @internal */
   readonly allowLiveInTests: boolean;
+  /** @internal Whether a test runner runs this. Asked once: the environment costs more than the rest of a call's front. */
+  readonly inTests = Boolean(process.env.VITEST || process.env.JEST_WORKER_ID);
   /** Budgets of groups, such as `tenant:acme`. Changing a cap works on the next call, for everyone. */
   readonly budgets: BudgetDesk;
 

@@ -2,27 +2,23 @@
 
 /** The engine behind one `Keybrake`. Its ledger is opened on first use. Rejects with `Error("kind: text")`. */
 export declare class Engine {
-  constructor(settings: string);
+  /** `ended` is told how each call of `send` ended. */
+  constructor(settings: string, ended: Ended);
   open(): Promise<void>;
   ask(what: string, args: string): Promise<string>;
+  /** One governed call; `ended` is told under this number. `headers` as lines, or as a list. 0 ms is no limit. */
   send(
+    number: number,
     method: string,
     url: string,
-    headers: string[],
+    headers: string | string[],
     body: Uint8Array,
     context: string,
     waitMs: number,
+    mostMs: number,
+    stream: boolean,
     cancel?: Cancel | null,
-  ): Promise<Answer>;
-  openStream(
-    method: string,
-    url: string,
-    headers: string[],
-    body: Uint8Array,
-    context: string,
-    waitMs: number,
-    cancel?: Cancel | null,
-  ): Promise<Answer>;
+  ): void;
   authorize(
     method: string,
     url: string,
@@ -35,6 +31,26 @@ export declare class Engine {
   close(): Promise<void>;
   closeNow(): void;
 }
+
+/**
+ * How a call ended: its number; why it failed (`kind: text`), or null; whether it was given up because its time was
+ * over; then the answer. `head` has names in lower case and values in turn, a line each; a body is text where it is UTF-8
+ * and short, and null where it is empty.
+ */
+export type Ended = (
+  number: number,
+  failure: string | null,
+  overdue: boolean,
+  kind: Answer["kind"],
+  status: number,
+  head: string,
+  body: string | Buffer | null,
+  record: string,
+  denial: string | null,
+  reason: string | null,
+  neverSent: boolean,
+  stream: Stream | null,
+) => void;
 
 /** A way to give a call up: what an `AbortSignal` becomes. */
 export declare class Cancel {

@@ -6,7 +6,7 @@
  */
 
 import { Resend, type ResendOptions as SdkOptions } from "resend";
-import { type Ended, governed, lostText } from "./call.js";
+import { type Body, type Ended, governed, lostText, textOf } from "./call.js";
 import { argumentsOf, type Front, refuseTaken } from "./front.js";
 import type { Agent, Keybrake } from "./keybrake.js";
 import type { Key, Run } from "./run.js";
@@ -108,9 +108,9 @@ function answered<T>(ended: Ended): Answer<T> {
   return (fine ? { data: body as T, error: null, headers } : { data: null, error: body, headers }) as Answer<T>;
 }
 
-function objectIn(body: Buffer): object | null {
+function objectIn(body: Body): object | null {
   try {
-    const found: unknown = JSON.parse(body.toString("utf8"));
+    const found: unknown = JSON.parse(textOf(body));
     return typeof found === "object" ? found : null;
   } catch {
     return null;

@@ -7,7 +7,7 @@
 
 import { Readable } from "node:stream";
 import Stripe from "stripe";
-import { type Document, type Ended, governed, type Headers, keyOriginOf, lostText } from "./call.js";
+import { type Body, Document, type Ended, governed, type Headers, keyOriginOf, lostText, textOf } from "./call.js";
 import { KeybrakeError } from "./errors.js";
 import { argumentsOf, type Front, refuseTaken } from "./front.js";
 import type { Agent, Keybrake } from "./keybrake.js";
@@ -61,7 +61,6 @@ export class BrakeHttpClient extends Stripe.HttpClient {
     protocol: string,
     timeout: number,
   ): Promise<BrakeResponse> {
-    const signal = timeout > 0 ? AbortSignal.timeout(timeout) : null;
     const url = `${protocol}://${host}${isDefaultPort(protocol, port) ? "" : `:${port}`}${path}`;
     try {
       const ended = await governed(this.#front.keybrake, {
@@ -72,12 +71,12 @@ export class BrakeHttpClient extends Stripe.HttpClient {
         keyOrigin: keyOriginOf(pairs(headers)),
         run: this.#front.run,
         waitMs: this.#waitMs,
-        signal,
+        mostMs: Math.max(timeout, 0),
         stream: true,
       });
       return answered(ended);
     } catch (error) {
-      if (signal?.aborted) throw Stripe.HttpClient.makeTimeoutError();
+      if ((error as { name?: unknown } | null)?.name === "TimeoutError") throw Stripe.HttpClient.makeTimeoutError();
       if (error instanceof KeybrakeError) return failed(error);
       throw error;
     }
@@ -86,9 +85,9 @@ export class BrakeHttpClient extends Stripe.HttpClient {
 
 /** A reply as the SDK reads it. */
 class BrakeResponse extends Stripe.HttpClientResponse {
-  readonly #body: Buffer | Document;
+  readonly #body: Body | Document;
 
-  constructor(status: number, headers: Headers, body: Buffer | Document) {
+  constructor(status: number, headers: Headers, body: Body | Document) {
     super(status, Object.fromEntries(headers));
     this.#body = body;
   }
@@ -99,19 +98,17 @@ class BrakeResponse extends Stripe.HttpClientResponse {
 
   override toStream(streamCompleteCallback: () => void): unknown {
     const body = this.#body;
-    const stream = Readable.from(Buffer.isBuffer(body) ? [body] : body, { objectMode: false });
+    const stream = Readable.from(body instanceof Document ? body : [body], { objectMode: false });
     stream.once("end", streamCompleteCallback);
     return stream;
   }
 
   override async toJSON(): Promise<unknown> {
-    let body = this.#body;
-    if (!Buffer.isBuffer(body)) {
-      const pieces: Buffer[] = [];
-      for await (const piece of body) pieces.push(piece);
-      body = Buffer.concat(pieces);
-    }
-    return JSON.parse(body.toString("utf8"));
+    const body = this.#body;
+    if (!(body instanceof Document)) return JSON.parse(textOf(body));
+    const pieces: Buffer[] = [];
+    for await (const piece of body) pieces.push(piece);
+    return JSON.parse(Buffer.concat(pieces).toString("utf8"));
   }
 }
 

@@ -6,7 +6,7 @@
  */
 
 import twilio from "twilio";
-import { type Ended, governed, lostText } from "./call.js";
+import { type Ended, governed, lostText, textOf } from "./call.js";
 import { ConfigError, VendorError } from "./errors.js";
 import { argumentsOf, type Front, refuseTaken } from "./front.js";
 import type { Agent, Keybrake } from "./keybrake.js";
@@ -96,7 +96,7 @@ function answered(ended: Ended): { status: number; headers: Record<string, strin
   switch (ended.kind) {
     case "reply":
     case "denied":
-      return { status: ended.status, headers: Object.fromEntries(ended.headers), data: ended.body.toString("utf8") };
+      return { status: ended.status, headers: Object.fromEntries(ended.headers), data: textOf(ended.body) };
     case "stream":
       throw new Error("a reply of Twilio's that is a stream");
     case "lost":

@@ -1,22 +1,24 @@
 //! An engine: a runtime with one worker, the ledger, and the client that sends.
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use keybrake::{Error, Result};
-use keybrake_binding::call::{self, Outgoing};
+use keybrake_binding::call::{self, Answer, Outgoing};
 use keybrake_binding::core::{CLOSING, closed, until_closed};
 use keybrake_binding::trouble::Guarded;
 use keybrake_binding::{Core, Settings, ask, permit};
 use napi::Env;
-use napi::bindgen_prelude::{Object, ToNapiValue, Uint8Array};
+use napi::bindgen_prelude::{Either, Object, ToNapiValue};
 use napi_derive::napi;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 
-use crate::call::Answer;
+use crate::answers::{Answers, Due, Ended};
 use crate::errors::{guarded, to_node};
+use crate::given_up::{Cancel, Overdue, given_up, until};
 use crate::permit::Verdict;
 use crate::stream::Reading;
 
@@ -26,6 +28,7 @@ pub struct Engine {
     core: Arc<Core>,
     worker: Worker,
     runtime: Arc<Mutex<Option<Runtime>>>,
+    answers: Arc<Answers>,
 }
 
 /// Where work runs, and how it learns that the engine closes.
@@ -37,9 +40,10 @@ pub(crate) struct Worker {
 
 #[napi]
 impl Engine {
-    /// Takes the settings as JSON.
+    /// Takes the settings as JSON, and the function that is told how each call of `send` ended.
     #[napi(constructor)]
-    pub fn new(settings: String) -> napi::Result<Self> {
+    pub fn new(settings: String, ended: Ended<'_>) -> napi::Result<Self> {
+        let answers = Arc::new(Answers::to(&ended)?);
         guarded(|| {
             let settings = Settings::parse(&settings)?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -55,6 +59,7 @@ impl Engine {
                     closing: watch::Sender::new(false),
                 },
                 runtime: Arc::new(Mutex::new(Some(runtime))),
+                answers,
             })
         })
     }
@@ -75,46 +80,38 @@ impl Engine {
         self.worker.start(env, None, work, |text| text)
     }
 
-    /// One governed call whose reply is read whole. `headers` alternates names and values.
-    #[napi(ts_return_type = "Promise<Answer>")]
-    pub fn send<'env>(
+    /// One governed call. What became of it is delivered under `number`. `headers` alternates names and values, as one
+    /// text of lines or as a list. After `most_ms` (0: never) the call is given up. With `stream`, a document is left to
+    /// be read as it arrives.
+    #[napi]
+    pub fn send(
         &self,
-        env: &'env Env,
+        number: u32,
         method: String,
         url: String,
-        headers: Vec<String>,
-        body: Uint8Array,
+        headers: Either<String, Vec<String>>,
+        body: &[u8],
         context: String,
         wait_ms: u32,
+        most_ms: u32,
+        stream: bool,
         cancel: Option<&Cancel>,
-    ) -> napi::Result<Object<'env>> {
-        let outgoing = outgoing((&method, url, headers, &body), &context, wait_ms)?;
-        let given_up = until(cancel.map(Cancel::heard));
-        let work = call::send_unless(Arc::clone(&self.core), outgoing, given_up);
-        self.worker
-            .start(env, None, work, |ended| Answer::new(ended, None))
-    }
-
-    /// As `send`, but a document is left to be read as it arrives.
-    #[napi(ts_return_type = "Promise<Answer>")]
-    pub fn open_stream<'env>(
-        &self,
-        env: &'env Env,
-        method: String,
-        url: String,
-        headers: Vec<String>,
-        body: Uint8Array,
-        context: String,
-        wait_ms: u32,
-        cancel: Option<&Cancel>,
-    ) -> napi::Result<Object<'env>> {
-        let outgoing = outgoing((&method, url, headers, &body), &context, wait_ms)?;
-        let given_up = until(cancel.map(Cancel::heard));
-        let work = call::open_unless(Arc::clone(&self.core), outgoing, given_up);
-        let reading = self.worker.clone();
-        self.worker.start(env, None, work, |ended| {
-            Answer::new(ended, Some(Reading(reading)))
-        })
+    ) -> napi::Result<()> {
+        let headers = match headers {
+            Either::A(lines) => lines.split('\n').map(str::to_owned).collect(),
+            Either::B(list) => list,
+        };
+        let outgoing = outgoing((&method, url, headers, body), &context, wait_ms)?;
+        let (given_up, overdue) = given_up(cancel, most_ms);
+        let core = Arc::clone(&self.core);
+        let work: Pin<Box<dyn Future<Output = _> + Send>> = if stream {
+            Box::pin(call::open_unless(core, outgoing, given_up))
+        } else {
+            Box::pin(call::send_unless(core, outgoing, given_up))
+        };
+        let due = Due::new(&self.answers, number, Reading(self.worker.clone()));
+        self.worker.deliver(due, overdue, work);
+        Ok(())
     }
 
     /// Judges a call, reserves what it can cost, and leaves the sending to the caller.
@@ -125,12 +122,12 @@ impl Engine {
         method: String,
         url: String,
         headers: Vec<String>,
-        body: Uint8Array,
+        body: &[u8],
         context: String,
         wait_ms: u32,
         cancel: Option<&Cancel>,
     ) -> napi::Result<Object<'env>> {
-        let outgoing = outgoing((&method, url, headers, &body), &context, wait_ms)?;
+        let outgoing = outgoing((&method, url, headers, body), &context, wait_ms)?;
         let work = permit::authorize(Arc::clone(&self.core), outgoing);
         let settling = self.worker.clone();
         self.worker
@@ -216,7 +213,7 @@ impl Worker {
         let work = async move {
             tokio::select! {
                 biased;
-                () = until(cancelled) => Err(given_up()),
+                () = until(cancelled) => Err(gave_up()),
                 ended = work => ended,
             }
         };
@@ -265,6 +262,23 @@ impl Worker {
         }
         Ok(promise)
     }
+
+    /// Starts a call whose end is delivered. Ended early by closing: then the request is aborted, as by `start`.
+    fn deliver(
+        &self,
+        due: Due,
+        overdue: Overdue,
+        work: impl Future<Output = Result<Answer>> + Send + 'static,
+    ) {
+        if *self.closing.borrow() {
+            return drop(due);
+        }
+        let work = until_closed(self.closing.subscribe(), work);
+        self.handle.spawn(async move {
+            let ended = work.await;
+            due.deliver(ended, overdue.is());
+        });
+    }
 }
 
 /// A promise of JavaScript, which is settled in any case: also when the runtime drops the work unfinished, because it has
@@ -287,18 +301,8 @@ impl<T> Drop for Promised<T> {
     }
 }
 
-fn given_up() -> Error {
+fn gave_up() -> Error {
     Error::config("the caller gave this call up")
-}
-
-/// Ends when it is cancelled, else never.
-async fn until(cancelled: Option<watch::Receiver<bool>>) {
-    if let Some(mut cancelled) = cancelled
-        && cancelled.wait_for(|cancelled| *cancelled).await.is_ok()
-    {
-        return;
-    }
-    std::future::pending::<()>().await;
 }
 
 impl Drop for Engine {
@@ -310,32 +314,5 @@ impl Drop for Engine {
         {
             runtime.shutdown_background();
         }
-    }
-}
-
-/// A way to give a call up: what an `AbortSignal` becomes.
-#[napi]
-pub struct Cancel {
-    cancelled: watch::Sender<bool>,
-}
-
-#[napi]
-impl Cancel {
-    /// Not cancelled.
-    #[napi(constructor)]
-    pub fn new() -> Self {
-        Self {
-            cancelled: watch::Sender::new(false),
-        }
-    }
-
-    /// Gives up every call that was started with it.
-    #[napi]
-    pub fn cancel(&self) {
-        self.cancelled.send_replace(true);
-    }
-
-    fn heard(&self) -> watch::Receiver<bool> {
-        self.cancelled.subscribe()
     }
 }

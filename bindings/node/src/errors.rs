@@ -6,12 +6,14 @@ use keybrake::Error;
 use keybrake_binding::trouble::{kind, panicked, text};
 use napi::Status;
 
-/// A failure as an `Error` whose message is `kind: text`; `errors.ts` makes the class that fits of it.
+/// A failure as `kind: text`; `errors.ts` makes the class that fits of it.
+pub(crate) fn text_of(error: &Error) -> String {
+    format!("{}: {}", kind(error), text(error))
+}
+
+/// A failure as an `Error` with this text.
 pub(crate) fn to_node(error: &Error) -> napi::Error {
-    napi::Error::new(
-        Status::GenericFailure,
-        format!("{}: {}", kind(error), text(error)),
-    )
+    napi::Error::new(Status::GenericFailure, text_of(error))
 }
 
 /// Runs it; a panic becomes an exception and never crosses into Node.

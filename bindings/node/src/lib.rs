@@ -12,9 +12,11 @@
     allow(dead_code, reason = "`napi` registers what it exports outside of tests only")
 )]
 
+mod answers;
 mod call;
 mod engine;
 mod errors;
+mod given_up;
 mod helpers;
 mod permit;
 mod simulator;

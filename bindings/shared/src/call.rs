@@ -7,11 +7,12 @@ use bytes::Bytes;
 use keybrake::brake::{CallContext, CallRecord, KeyOrigin};
 use keybrake::client;
 use keybrake::clock::{Clock, SystemClock};
-use keybrake::policy::{Code, Denial};
+use keybrake::ledger::State;
+use keybrake::policy::{BudgetView, Code, Denial};
 use keybrake::request::Call;
 use keybrake::vendors::{self, Reply};
 use keybrake::{Error, Result};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::body::Body;
@@ -256,18 +257,34 @@ impl Answer {
     }
 }
 
+/// What a host may know of a call.
+#[derive(Serialize)]
+struct Note<'a> {
+    call_id: &'a str,
+    verdict: &'a str,
+    vendor: Option<&'a str>,
+    operation: &'a str,
+    run: Option<&'a str>,
+    cost_micros: i64,
+    held_micros: i64,
+    state: Option<State>,
+    replayed: bool,
+    tightest: Option<&'a BudgetView>,
+}
+
 pub(crate) fn record_json(record: &CallRecord) -> String {
-    json!({
-        "call_id": record.call_id,
-        "verdict": record.verdict,
-        "vendor": record.vendor,
-        "operation": record.operation,
-        "run": record.run,
-        "cost_micros": record.cost.micros(),
-        "held_micros": record.held.micros(),
-        "state": record.state,
-        "replayed": record.replayed,
-        "tightest": record.tightest,
-    })
-    .to_string()
+    let note = Note {
+        call_id: &record.call_id,
+        verdict: &record.verdict,
+        vendor: record.vendor.as_deref(),
+        operation: &record.operation,
+        run: record.run.as_deref(),
+        cost_micros: record.cost.micros(),
+        held_micros: record.held.micros(),
+        state: record.state,
+        replayed: record.replayed,
+        tightest: record.tightest.as_ref(),
+    };
+    // It cannot fail: every field is a text, a number, or a struct of them.
+    serde_json::to_string(&note).unwrap_or_default()
 }

@@ -61,16 +61,21 @@ impl Core {
 
 /// The work, ended early when the engine is closed. A panic in it is its failure.
 ///
+/// The work of a call is some 16 KiB: it is put on the heap here, and not moved from future to future.
+///
 /// # Errors
 /// The work's own, and that the engine was closed.
-pub async fn until_closed<T>(
+pub fn until_closed<T: 'static>(
     mut closing: watch::Receiver<bool>,
     work: impl Future<Output = Result<T>> + Send + 'static,
-) -> Result<T> {
-    tokio::select! {
-        biased;
-        _ = closing.wait_for(|closing| *closing) => Err(closed()),
-        ended = Guarded::new(work) => ended,
+) -> impl Future<Output = Result<T>> + Send + 'static {
+    let work = Guarded::new(work);
+    async move {
+        tokio::select! {
+            biased;
+            _ = closing.wait_for(|closing| *closing) => Err(closed()),
+            ended = work => ended,
+        }
     }
 }
 
