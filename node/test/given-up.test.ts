@@ -36,6 +36,16 @@ describe("Stripe", () => {
     await noted(here, run, heard, "7.00");
   });
 
+  test("the SDK's timeout while an amount is looked up: nothing was sent", async () => {
+    await using run = await here.kb.open({ policy });
+    const heard = heardBy(here.kb);
+    await here.sim.fault("hold_until_released", { method: "GET" });
+    const stripe = createStripe(run, { maxNetworkRetries: 0, timeout: 500 });
+    expect(String(await rejection(stripe.refunds.create({ charge: "ch_1" })))).toMatch(/aborted|timeout/i);
+    expect([heard, run.calls, await here.sim.moved()]).toEqual([[], [], 0]);
+    await here.sim.release();
+  });
+
   test("fetch's AbortSignal, and the call made again joins it", async () => {
     await using run = await here.kb.open({ policy });
     const heard = heardBy(here.kb);
