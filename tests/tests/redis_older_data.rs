@@ -109,3 +109,24 @@ async fn lesson_08_a_loss_in_an_earlier_restart_is_not_outgrown() {
     assert!(acts.iter().any(|event| event.kind == EventKind::Reasserted));
     books_agree(&first).await;
 }
+
+/// What another version of Keybrake wrote in another format is not touched, and it is said what to do.
+#[test]
+fn data_of_another_format_is_refused() {
+    let server = RedisServer::start(RedisOptions::new()).unwrap();
+    drop(open(&server));
+    let url = format!("{}?ns=fleet&timeout_ms=20000", server.url());
+    for (format, advice) in [("1", "begin another namespace"), ("3", "or a newer one")] {
+        server
+            .command(&["HSET", "kb:{fleet}:meta", "v", format, "run", "another"])
+            .unwrap();
+        let before = server.command(&["HGETALL", "kb:{fleet}:meta"]).unwrap();
+        let error = RedisLedger::open(&url, Arc::new(SystemClock), None).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        for said in [&*format!("has format {format}"), "reads format 2", advice] {
+            assert!(error.to_string().contains(said), "{error}");
+        }
+        let after = server.command(&["HGETALL", "kb:{fleet}:meta"]).unwrap();
+        assert_eq!(before, after);
+    }
+}

@@ -96,26 +96,30 @@ async fn a_script_that_fails_leaves_nothing() {
             .command(&["HSET", "kb:{fleet}:counters", name, "1e3:x"])
             .unwrap();
     }
+    // A hash tells its fields in any order.
+    let pairs = |command: &[&str]| {
+        let reply = fleet.server.command(command).unwrap();
+        let mut pairs: Vec<String> = reply
+            .items()
+            .unwrap()
+            .chunks(2)
+            .map(|pair| format!("{pair:?}"))
+            .collect();
+        pairs.sort_unstable();
+        pairs
+    };
     let contents = || {
-        let hash = |name: &str| {
-            fleet
-                .server
-                .command(&["HGETALL", &format!("kb:{{fleet}}:{name}")])
-        };
-        let list = |name: &str| {
-            let name = format!("kb:{{fleet}}:{name}");
-            fleet.server.command(&["ZRANGE", &name, "0", "-1", "WITHSCORES"])
-        };
+        let hash = |name: &str| pairs(&["HGETALL", &format!("kb:{{fleet}}:{name}")]);
+        let list = |name: &str| pairs(&["ZRANGE", &format!("kb:{{fleet}}:{name}"), "0", "-1", "WITHSCORES"]);
+        let keys = pairs(&["KEYS", "*"]);
         [
             hash("meta"),
             hash("records"),
             hash("counters"),
-            hash("holds"),
             list("open"),
             list("deadlines"),
-            fleet.server.command(&["DBSIZE"]),
+            keys,
         ]
-        .map(Result::unwrap)
     };
     let events = ledger.events(EventFilter::default()).await.unwrap();
     let before = contents();

@@ -88,6 +88,7 @@ fn command() -> impl Strategy<Value = Vec<String>> {
         (key("z"), word()).prop_map(move |(k, a)| words(&["ZREM", &k, &a])),
         (key("z"), number(), number()).prop_map(move |(k, a, b)| words(&["ZRANGE", &k, &a, &b])),
         key("z").prop_map(move |k| words(&["ZRANGE", &k, "0", "-1", "REV"])),
+        key("z").prop_map(move |k| words(&["ZRANGE", &k, "0", "1", "WITHSCORES"])),
         (key("z"), number()).prop_map(move |(k, a)| words(&[
             "ZRANGEBYSCORE",
             &k,

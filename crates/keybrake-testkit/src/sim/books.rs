@@ -12,6 +12,8 @@ use super::store::Store;
 use crate::stripe::{Movement, MovementOutcome};
 
 const COUNTERS: &str = "kb:{default}:counters";
+/// The number of a key's open holds stands among the counters, under a name that begins so.
+const HOLDS: char = '#';
 const CALLS: &str = "kb:{default}:r:";
 /// A cent in micro-USD.
 const CENT: i64 = 10_000;
@@ -94,7 +96,9 @@ impl Books {
             }
         }
         for (key, field) in written {
-            if let (COUNTERS, Some(counter)) = (key.as_str(), field) {
+            if let (COUNTERS, Some(counter)) = (key.as_str(), field)
+                && !counter.starts_with(HOLDS)
+            {
                 self.check_counter(store, counter)?;
             }
         }
@@ -353,7 +357,11 @@ impl Books {
                 ));
             }
         }
-        for (counter, _) in store.hash(COUNTERS) {
+        for (counter, _) in store
+            .hash(COUNTERS)
+            .into_iter()
+            .filter(|(name, _)| !name.starts_with(HOLDS))
+        {
             self.check_counter(store, &counter)?;
         }
         let spends: BTreeSet<&String> = self.journal.keys().chain(self.by_spend.keys()).collect();

@@ -54,26 +54,35 @@ impl Mutant {
     pub(super) fn library(self, text: &str) -> String {
         let (from, to) = match self {
             Self::TwoStepCheck => (
-                "if used_before[i] + held_before[i] > tonumber(limit) then fits = false end",
+                "if used[i] + held[i] > limit then return false end",
                 "local _ = limit",
             ),
             Self::SettleTwice => (
-                "local function differences(expected, present)",
-                "local function differences(expected, present)\n  do return {} end",
+                "(fits and texts_stand and timely and same and #other_fields == 0 and",
+                "(fits and timely and same and",
             ),
             Self::OpenAfterRestart => ("opened[p.meta] == m[9]", "true"),
             Self::NoEvent => (
-                "    for i = 1, log_count do\n",
-                "    for i = 1, (log_count > 1 and log_count - 1 or log_count) do\n",
+                "  for i = 1, log_count do\n",
+                "  for i = 1, (log_count > 1 and log_count - 1 or log_count) do\n",
             ),
-            Self::StaleStops => (" and sv == l.sv ", " "),
+            Self::StaleStops => (
+                "local same, l = m[1] == argv[1], nil",
+                "local same, l = true, nil",
+            ),
             Self::ReassertAsReserve => (
                 "  -- From here on only writes.\n",
-                "  for i = 1, again and text_count or 0 do
-                  if expected_texts[i] ~= '' and string.find(texts[i], ':r:', 1, true) then
-                    new_field_count, new_text_count, new_stop_count, listing_count = 0, 0, 0, 0
-                    log_count, more_open, holder_count = 0, 0, 0
-                    for n = 1, name_count do changed[n] = false end
+                "  for i = 1, again and present or 0 do
+                  if string.find(keys[place_count + absent + i], ':r:', 1, true) then
+                    new_text_count, listing_count, log_count, count, argv[7] = 0, 0, 0, 0, '0'
+                    local fields = tonumber(argv[at])
+                    local stops = at + 2 * fields + 1
+                    local rest, kept = stops + 2 * tonumber(argv[stops]) + 3, {}
+                    for n = 1, at - 1 do kept[n] = argv[n] end
+                    kept[at], kept[at + 1], kept[at + 2], kept[at + 3] = '0', '0', '0', ''
+                    for n = rest, #argv do kept[#kept + 1] = argv[n] end
+                    argv = kept
+                    break
                   end
                 end\n",
             ),

@@ -148,11 +148,13 @@ impl Shadow {
     }
 
     fn keys(&mut self) -> Vec<String> {
-        let Real::Array(keys) = self.ask(&["KEYS", "kb:*"]) else {
+        // A command with wrong words may make a key of any name.
+        let Real::Array(keys) = self.ask(&["KEYS", "*"]) else {
             return Vec::new();
         };
         keys.iter()
             .filter_map(|key| Some(key.text()?.to_owned()))
+            .filter(|key| key != TIME)
             .collect()
     }
 

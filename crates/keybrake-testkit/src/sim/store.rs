@@ -376,9 +376,13 @@ impl Store {
                     .iter()
                     .enumerate()
                     .filter(|(index, _)| (*index as i64) >= from && (*index as i64) <= upto);
+                let scores = rest == ["WITHSCORES"];
                 Ok(Reply::List(
                     range
-                        .map(|(_, (_, member))| Reply::Text(member.clone()))
+                        .flat_map(|(_, (score, member))| {
+                            let score = scores.then(|| Reply::Text(score.to_string()));
+                            [Some(Reply::Text(member.clone())), score].into_iter().flatten()
+                        })
                         .collect(),
                 ))
             }

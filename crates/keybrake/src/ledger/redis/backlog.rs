@@ -1,7 +1,7 @@
 //! Up to where archives have the log, and its trimming.
 //!
 //! Both are kept as text: the rule (`ledger::backlog`) decides here, and one function compares what it rested on and
-//! writes, in one atomic step (`keep` in library.lua), as with every other step of this ledger.
+//! writes, in one atomic step (`keep` in recovery.lua), as with every other step of this ledger.
 
 use super::copies::Copies;
 use super::past::Era;

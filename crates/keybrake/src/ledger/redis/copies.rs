@@ -25,10 +25,18 @@ pub(super) struct Copy {
     /// Its text; empty where there is none.
     pub(super) text: Arc<str>,
     pub(super) record: Record,
+    /// Of which [age](Copies::age) it is known to be what the ledger has.
+    age: u64,
+}
+
+impl Copy {
+    pub(super) const fn new(text: Arc<str>, record: Record) -> Self {
+        Self { text, record, age: 0 }
+    }
 }
 
 /// How the ledger stood at an answer.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Standing {
     pub(super) now_ms: i64,
     /// A test's ledger, whose clock stands still.
@@ -45,9 +53,12 @@ pub(super) struct Standing {
     pub(super) from: u64,
     /// After which number its own events begin.
     pub(super) start: u64,
+    /// A name, never used twice, for the state of everything that seldom changes: the stops, the versions and runs here,
+    /// and the records of which [`records::has_edition`] is true.
+    pub(super) edition: Arc<str>,
 }
 
-/// What is remembered of the ledger's log, for the server to compare with what it holds: `behind` in library.lua.
+/// What is remembered of the ledger's log, for the server to compare with what it holds: `behind` in eras.lua.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Known {
     pub(super) by_hand: u64,
@@ -68,8 +79,9 @@ impl Known {
 #[derive(Debug)]
 pub(super) struct Copies {
     records: LruCache<String, Copy>,
+    /// Goes up when the edition of the last answer is another than that of the one before: what was certain is not any more.
+    age: u64,
     counters: LruCache<String, Counter>,
-    holders: LruCache<String, u32>,
     pub(super) stops: Option<Arc<BTreeMap<StopScope, Stop>>>,
     /// The last answer's, and this machine's boot clock then.
     standing: Option<(Standing, i64)>,
@@ -87,8 +99,8 @@ impl Default for Copies {
     fn default() -> Self {
         Self {
             records: LruCache::new(RECORDS),
+            age: 1,
             counters: LruCache::new(COUNTERS),
-            holders: LruCache::new(COUNTERS),
             stops: None,
             standing: None,
             known: None,
@@ -105,7 +117,6 @@ impl Copies {
         Self {
             records: LruCache::new_unbounded(),
             counters: LruCache::new_unbounded(),
-            holders: LruCache::new_unbounded(),
             ..Self::default()
         }
     }
@@ -124,17 +135,13 @@ impl Copies {
 
     pub(super) fn learn(&mut self, name: &str, text: &str) -> Result<()> {
         let record = records::parse(name, text)?;
-        self.remember(
-            name.to_owned(),
-            Copy {
-                text: Arc::from(text),
-                record,
-            },
-        );
+        self.remember(name.to_owned(), Copy::new(Arc::from(text), record), true);
         Ok(())
     }
 
-    pub(super) fn remember(&mut self, name: String, copy: Copy) {
+    /// Takes over what the ledger has, for `certain` at the last answer.
+    pub(super) fn remember(&mut self, name: String, mut copy: Copy, certain: bool) {
+        copy.age = if certain { self.age } else { 0 };
         self.records.insert(name, copy);
     }
 
@@ -146,19 +153,47 @@ impl Copies {
         self.counters.insert(name.to_owned(), counter);
     }
 
-    pub(super) fn holder(&mut self, key_id: &str) -> Option<u32> {
-        self.holders.get(key_id).copied()
+    /// Whether a record that changes with the edition is certainly what this process has of it, while the edition is the
+    /// one of the last answer.
+    pub(super) fn is_certain(&self, name: &str, copy: &Copy) -> bool {
+        copy.age == self.age && records::has_edition(name) && !copy.text.is_empty()
     }
 
-    pub(super) fn learn_holder(&mut self, key_id: &str, open: u32) {
-        self.holders.insert(key_id.to_owned(), open);
+    /// Takes note that the ledger had this text when its edition was this one.
+    pub(super) fn confirm(&mut self, edition: &str, name: &str, text: &str) {
+        let age = self.age;
+        if self.is_at(edition)
+            && let Some(copy) = self.records.get_mut(name)
+            && *copy.text == *text
+        {
+            copy.age = age;
+        }
+    }
+
+    /// Whether the last answer was of this edition.
+    pub(super) fn is_at(&self, edition: &str) -> bool {
+        let standing = self.standing.as_ref();
+        !edition.is_empty() && standing.is_some_and(|(standing, _)| *standing.edition == *edition)
+    }
+
+    /// A step of this process made another edition of this one, and changed what it then remembers.
+    pub(super) fn edited(&mut self, before: &str, edition: &Arc<str>) {
+        if self.is_at(before)
+            && let Some((standing, _)) = &mut self.standing
+        {
+            standing.edition = Arc::clone(edition);
+        }
     }
 
     /// Takes over how the ledger stands, and looks whether its clock kept pace with this machine's boot clock, which
     /// never jumps.
     pub(super) fn stand(&mut self, standing: Standing, boot_ms: i64) {
+        if !self.is_at(&standing.edition) {
+            self.age = self.age.saturating_add(1);
+        }
         if let Some((before, before_boot_ms)) = &mut self.standing {
-            if standing.stops_version != before.stops_version {
+            let version = |of: &Standing| (of.stops_version, of.by_hand, of.run);
+            if version(&standing) != version(before) {
                 self.stops = None;
             }
             let passed_ms = boot_ms.saturating_sub(*before_boot_ms);
@@ -271,15 +306,15 @@ impl Copies {
                 jump_ms.checked_div(1_000).unwrap_or(0)
             )));
         }
-        Ok(self.standing.map(|(standing, then_boot_ms)| {
+        Ok(self.standing.as_ref().map(|(standing, then_boot_ms)| {
             let passed_ms = if standing.fixed {
                 0
             } else {
-                boot_ms.saturating_sub(then_boot_ms).max(0)
+                boot_ms.saturating_sub(*then_boot_ms).max(0)
             };
             Standing {
                 now_ms: standing.now_ms.saturating_add(passed_ms),
-                ..standing
+                ..standing.clone()
             }
         }))
     }

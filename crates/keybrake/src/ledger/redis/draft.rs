@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::copies::{Copies, Copy, Standing};
-use super::records::{self, Record};
+use super::records::Record;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ledger::events::Event;
 use crate::ledger::store::{Checkpoint, Counter, Store as _};
@@ -17,7 +17,9 @@ const FEW: usize = 32;
 /// Stands for the number of open holds, which only changes by differences here.
 pub(super) const OPEN_BASE: u64 = 1 << 40;
 /// The sum of a rolling window is a counter of its own, under the family's name with this before it.
-pub(super) const SUM: &str = "~";
+pub(super) const SUM: char = '~';
+/// The number of a key's open holds is a counter too, under the key's id with this before it.
+pub(super) const HOLDS: char = '#';
 /// Amounts in Redis are below 2^53 in size, which its scripts count exactly: 9 billion dollars.
 pub(super) const LARGEST: i64 = 9_007_199_254_740_991;
 
@@ -29,9 +31,11 @@ pub(super) struct Entry {
     pub(super) seen: Arc<str>,
     pub(super) record: Record,
     pub(super) changed: bool,
+    /// Whether the edition says that the ledger has it so.
+    pub(super) certain: bool,
 }
 
-/// A counter of the step.
+/// A counter of the step; the number of a key's open holds is one too.
 #[derive(Debug)]
 pub(super) struct Tally {
     pub(super) name: String,
@@ -44,19 +48,9 @@ pub(super) struct Tally {
 pub(super) struct Guard {
     /// The tally's number, from 0.
     pub(super) tally: usize,
-    /// `total<=`, `total>`, `used>` or `exact`.
+    /// Of what is used and held: `<=`, `>`; of what is used: `u>`, `u<`, `u>=`; `=` for the counter as it is.
     pub(super) finding: &'static str,
     pub(super) limit: i64,
-}
-
-/// The open holds of a key.
-#[derive(Debug)]
-pub(super) struct Holder {
-    pub(super) key_id: String,
-    pub(super) more: i64,
-    /// `<`, `>=` or nothing.
-    pub(super) finding: &'static str,
-    pub(super) limit: u32,
 }
 
 /// What the rules asked for and no copy is at hand.
@@ -64,7 +58,6 @@ pub(super) struct Holder {
 pub(super) enum Missing {
     Record(String),
     Counter(String),
-    Holder(String),
     Stops,
     Open(HoldFilter),
     Keys,
@@ -116,7 +109,6 @@ pub(super) struct Draft<'a> {
     places: HashMap<String, usize>,
     pub(super) tallies: Vec<Tally>,
     pub(super) guards: Vec<Guard>,
-    pub(super) holders: Vec<Holder>,
     pub(super) stops: Vec<(String, Option<Stop>)>,
     /// (list, member, score or nothing).
     pub(super) listings: Vec<(&'static str, String, Option<i64>)>,
@@ -146,7 +138,6 @@ impl<'a> Draft<'a> {
             places: HashMap::new(),
             tallies: Vec::with_capacity(6),
             guards: Vec::new(),
-            holders: Vec::new(),
             stops: Vec::new(),
             listings: Vec::new(),
             log: Vec::new(),
@@ -182,6 +173,7 @@ impl<'a> Draft<'a> {
             }
             let copy = copy.unwrap_or_else(absent);
             self.add(Entry {
+                certain: self.copies.is_certain(&name, &copy),
                 name,
                 seen: copy.text,
                 record: copy.record,
@@ -248,26 +240,29 @@ impl<'a> Draft<'a> {
         self.tallies.get_mut(index).ok_or_else(lost)
     }
 
-    pub(super) fn holder(&mut self, key_id: &str) -> Result<&mut Holder> {
-        let found = self.holders.iter().position(|holder| holder.key_id == key_id);
-        let index = found.unwrap_or(self.holders.len());
+    /// The number of a key's open holds. What the step makes of it does not depend on what it was.
+    pub(super) fn holder(&mut self, key_id: &str) -> Result<(usize, &mut Tally)> {
+        let name = format!("{HOLDS}{key_id}");
+        let found = self.tallies.iter().position(|tally| tally.name == name);
+        let index = found.unwrap_or(self.tallies.len());
         if found.is_none() {
-            self.holders.push(Holder {
-                key_id: key_id.to_owned(),
-                more: 0,
-                finding: "",
-                limit: 0,
+            let before = self.copies.counter(&name).unwrap_or_default();
+            self.tallies.push(Tally {
+                name,
+                before,
+                after: before,
             });
         }
-        self.holders.get_mut(index).ok_or_else(lost)
+        Ok((index, self.tallies.get_mut(index).ok_or_else(lost)?))
     }
 
     pub(super) fn open_of(&mut self, key_id: &str) -> u32 {
-        let open = self.copies.holder(key_id);
+        let name = format!("{HOLDS}{key_id}");
+        let open = self.copies.counter(&name);
         if open.is_none() && self.guess == Guess::Nothing {
-            self.missing.push(Missing::Holder(key_id.to_owned()));
+            self.missing.push(Missing::Counter(name));
         }
-        open.unwrap_or(0)
+        open.map_or(0, |open| u32::try_from(open.used.max(0)).unwrap_or(u32::MAX))
     }
 
     pub(super) fn standing_stops(&mut self) -> Result<Arc<BTreeMap<StopScope, Stop>>> {
@@ -363,16 +358,19 @@ pub(super) fn tally_of_view<'n>(
     let vendor = if vendor == "all" { "*" } else { vendor };
     let rolling = view.per == "rolling_24h";
     let per = if rolling { "day" } else { view.per.as_str() };
-    let sum = if rolling { SUM } else { "" };
-    let prefix = format!("{sum}{vendor}|{scope}|{}|{per}|", view.unit);
-    names.position(|name| name.starts_with(&prefix))
+    let prefix = format!("{vendor}|{scope}|{}|{per}|", view.unit);
+    names.position(|name| {
+        let family = if rolling {
+            name.strip_prefix(SUM)
+        } else {
+            Some(name)
+        };
+        family.is_some_and(|family| family.starts_with(&prefix))
+    })
 }
 
 fn absent() -> Copy {
-    Copy {
-        text: Arc::from(""),
-        record: Record::Absent,
-    }
+    Copy::new(Arc::from(""), Record::Absent)
 }
 
 pub(super) fn lost() -> Error {
@@ -415,6 +413,7 @@ impl Draft<'_> {
             seen,
             record,
             changed: true,
+            certain: false,
         });
     }
 
@@ -426,6 +425,7 @@ impl Draft<'_> {
             seen: Arc::from(""),
             record: Record::Mark(draft),
             changed: !self.log.is_empty(),
+            certain: false,
         });
     }
 
@@ -443,23 +443,5 @@ impl Draft<'_> {
         for tally in &mut self.tallies {
             tally.after = tally.before;
         }
-        for holder in &mut self.holders {
-            holder.more = 0;
-        }
-    }
-
-    /// The texts that the step writes: number of the entry, and its text.
-    pub(super) fn texts(&self) -> Result<Vec<(usize, String)>> {
-        let mut texts = Vec::new();
-        for (index, entry) in self.entries.iter().enumerate() {
-            if !entry.changed {
-                continue;
-            }
-            let text = records::print(&entry.record)?;
-            if *text != *entry.seen {
-                texts.push((index, text));
-            }
-        }
-        Ok(texts)
     }
 }

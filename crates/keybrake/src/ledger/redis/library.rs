@@ -7,7 +7,17 @@ use sha2::{Digest as _, Sha256};
 
 use crate::ledger::shared::hex;
 
-const SOURCE: &str = concat!(include_str!("library.lua"), "\n", include_str!("recovery.lua"));
+const SOURCE: &str = concat!(
+    include_str!("library.lua"),
+    "\n",
+    include_str!("eras.lua"),
+    "\n",
+    include_str!("step.lua"),
+    "\n",
+    include_str!("look.lua"),
+    "\n",
+    include_str!("recovery.lua"),
+);
 /// Hexadecimal digits of the digest in a name.
 const DIGITS: usize = 12;
 

@@ -1,6 +1,8 @@
 //! What is looked at before a server is used: its version, its eviction policy, the ledger's own record, and whether
 //! the ledger is open.
 
+use std::cmp::Ordering;
+
 use redis::{Cmd, Value};
 use sha2::Sha256;
 
@@ -16,7 +18,7 @@ use crate::ledger::shared::{hex, keyed, unhex};
 use crate::ledger::types::LedgerSecret;
 
 /// Format of the ledger's data that this library reads and writes.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 /// The oldest server with functions.
 const OLDEST_MAJOR: u32 = 7;
 
@@ -103,6 +105,7 @@ pub(super) async fn greet(connection: &dyn Connection, place: &Place) -> Result<
     check_eviction(connection, place).await?;
     check_role(connection, place).await?;
     let about = About::read(with_library(connection, place, &function("about", &place.ns, &[])).await?)?;
+    check_format(&about, place)?;
     check_rights(connection, place).await?;
     if about.exists() && !about.open {
         let id = about.field("id").unwrap_or_default();
@@ -110,6 +113,23 @@ pub(super) async fn greet(connection: &dyn Connection, place: &Place) -> Result<
         return About::read(ask(connection, place, &command).await?);
     }
     Ok(about)
+}
+
+/// What another version wrote in another format is neither read nor opened.
+fn check_format(about: &About, place: &Place) -> Result<()> {
+    let format: u32 = about.field("v").and_then(|v| v.parse().ok()).unwrap_or(0);
+    let instead = match format.cmp(&FORMAT) {
+        _ if !about.exists() => return Ok(()),
+        Ordering::Equal => return Ok(()),
+        Ordering::Less => {
+            "go on with the version that wrote it, or let its calls end and begin another namespace (ns=NAME in the URL)"
+        }
+        Ordering::Greater => "use the version that wrote it, or a newer one",
+    };
+    Err(Error::config(format!(
+        "the ledger at {} has format {format}, and this version of Keybrake reads format {FORMAT}: {instead}",
+        place.shown
+    )))
 }
 
 /// Why a ledger is opened.
@@ -175,14 +195,6 @@ pub(super) async fn find_again(place: &Place, master: Option<&[u8]>, id: &str) -
 
 /// What a ledger's own record says of its id and its secret.
 fn identify(about: &About, place: &Place, master: Option<&[u8]>) -> Result<Found> {
-    let format: u32 = about.field("v").and_then(|v| v.parse().ok()).unwrap_or(0);
-    if format != FORMAT {
-        return Err(Error::config(format!(
-            "the ledger at {} has format {format}, and this version of Keybrake reads format {FORMAT}: use the version \
-             that wrote it, or a newer one",
-            place.shown
-        )));
-    }
     let id = about.field("id").unwrap_or_default().to_owned();
     let eras = about.eras();
     match (about.field("secret"), about.field("bound"), master) {

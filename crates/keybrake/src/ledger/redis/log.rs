@@ -1,7 +1,6 @@
 //! The log: a stream whose entries are numbered as the events are.
 
 use redis::Value;
-use serde::{Deserialize, Serialize};
 
 use super::draft::tally_of_view;
 use super::wire::{Parts, counter, text, texts, unreadable};
@@ -9,24 +8,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ledger::events::{AFTER, Event, EventFilter};
 use crate::ledger::types::{HoldFilter, Reservation, State};
 
-/// An event as it is written. Number, time and the counters' values come from the server.
-#[derive(Serialize)]
-struct Written<'a> {
-    e: &'a Event,
-    /// Which of the step's counters the event's budget shows.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    s: Option<usize>,
-}
-
-#[derive(Deserialize)]
-struct Read {
-    e: Event,
-    #[serde(default)]
-    s: Option<usize>,
-}
-
-pub(super) fn print(event: &Event, shown: Option<usize>) -> Result<String> {
-    serde_json::to_string(&Written { e: event, s: shown })
+/// An event as it is written. Its number, its time, and what the counter of the budget that it shows then was, come from
+/// the server.
+pub(super) fn print(event: &Event) -> Result<String> {
+    serde_json::to_string(event)
         .map_err(|e| Error::new(ErrorKind::Internal, "an event cannot be written").because(e))
 }
 
@@ -45,25 +30,26 @@ fn entry(value: Value) -> Result<Event> {
         .split_once('-')
         .and_then(|(seq, _)| seq.parse().ok())
         .ok_or_else(unreadable)?;
-    let (mut data, mut at, mut usage, mut gap) = (String::new(), String::new(), String::new(), None);
+    let (mut data, mut stamp, mut gap) = (String::new(), String::new(), None);
     for pair in texts(parts.next()?)?.chunks_exact(2) {
         let [field, value] = pair else { continue };
         match field.as_str() {
             "d" => data.clone_from(value),
-            "t" => at.clone_from(value),
-            "u" => usage.clone_from(value),
+            "t" => stamp.clone_from(value),
             "g" => gap = value.parse::<u64>().ok(),
             _ => {}
         }
     }
-    let read: Read = serde_json::from_str(&data).map_err(|e| unreadable().because(e))?;
-    let mut event = read.e;
+    let mut event: Event = serde_json::from_str(&data).map_err(|e| unreadable().because(e))?;
+    let (at, shown) = match stamp.split_once(',') {
+        Some((at, shown)) => (at, Some(shown)),
+        None => (stamp.as_str(), None),
+    };
     event.seq = seq;
     event.at_ms = at.parse().map_err(|_| unreadable())?;
     if let (Some(after), Some(admin)) = (gap, &mut event.body.admin) {
         admin.detail.insert(AFTER.to_owned(), after.into());
     }
-    let shown = read.s.and_then(|index| usage.split(',').nth(index));
     if let (Some(view), Some(value)) = (&mut event.body.tightest, shown) {
         let counter = counter(value)?;
         (view.used, view.held) = (counter.used, counter.held);

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `url`, `finder`, `link`, `server` | where the server is, and the one connection to it |
 //! | `checks` | what `keybrake doctor` tells |
-//! | `library`, `library.lua` | the functions that the server runs |
+//! | `library`, `library.lua`, `eras.lua`, `step.lua`, `look.lua` | the functions that the server runs |
 //! | `life` | what is looked at before a server is used; whether the ledger is open |
 //! | `backlog` | up to where archives have the log, and its trimming |
 //! | `records`, `log` | how records and events are written |
@@ -12,7 +12,7 @@
 //! | `past`, `recall`, `again`, `recovery`, `recovery.lua` | what this process did lately, and how a server that lost it is told again |
 //! | `anew` | a ledger that is told again from an archive, when its data is gone too |
 //! | `reading` | what a step lacks, read from the server |
-//! | `wire`, `step` | the step as a command, and what becomes of it |
+//! | `commit`, `wire`, `step` | the step as a command, what is answered, and what becomes of it |
 //! | `aborts` | hard stops: telling processes that have calls in flight |
 //! | `replicas` | strict durability: what replicas have acknowledged |
 //!
@@ -24,6 +24,7 @@ mod again;
 mod anew;
 mod backlog;
 mod checks;
+mod commit;
 mod copies;
 mod draft;
 mod finder;

@@ -102,6 +102,8 @@ pub(super) struct Owed {
 pub(super) struct Past {
     /// This process's name among the clients.
     client: Option<u64>,
+    /// How many editions it has named.
+    editions: u64,
     /// When it last told that it is at work.
     told_ms: Option<i64>,
     /// Each with the number of its last event that this process has seen.
@@ -146,6 +148,12 @@ impl Past {
     pub(super) fn client(&mut self, random: impl Fn() -> u8) -> u64 {
         let made = || u64::from_be_bytes(std::array::from_fn(|_| random()));
         *self.client.get_or_insert_with(made)
+    }
+
+    /// What names an edition that this process makes: its own name, and a number that it uses once.
+    pub(super) fn new_edition(&mut self, random: impl Fn() -> u8) -> (u64, u64) {
+        self.editions = self.editions.saturating_add(1);
+        (self.client(random), self.editions)
     }
 
     /// Whether it is time to tell that this process is at work.

@@ -1,7 +1,7 @@
 //! What a step lacks, read from the server: records, lists of open holds, keys and budgets. Nothing is written here.
 
 use super::copies::Copies;
-use super::draft::{Draft, Guess, Lists, Missing};
+use super::draft::{Draft, Guess, HOLDS, Lists, Missing};
 use super::link::Link;
 use super::log;
 use super::records::Record;
@@ -43,8 +43,9 @@ impl Own {
                         continue;
                     }
                     Some(standing) => {
+                        let now_ms = standing.now_ms;
                         let mut draft = Draft::new(&mut state.copies, &lists, Guess::Nothing, standing);
-                        let answer = rule(&mut draft, standing.now_ms);
+                        let answer = rule(&mut draft, now_ms);
                         if draft.missing.is_empty() {
                             return answer;
                         }
@@ -78,7 +79,6 @@ impl Own {
             match missing {
                 Missing::Record(name) => look.record(name),
                 Missing::Counter(name) => look.counter(name),
-                Missing::Holder(key_id) => look.holder(key_id),
                 Missing::Stops => look.stops(),
                 Missing::Open(filter) => {
                     let ids = self.open(link, clock, &filter).await?;
@@ -95,7 +95,7 @@ impl Own {
                     for id in &ids {
                         look.record(format!("i:{id}"));
                         look.record(format!("k:{id}"));
-                        look.holder(id.clone());
+                        look.counter(format!("{HOLDS}{id}"));
                         look.record(format!("p:{}", rules::leases_of(id)));
                     }
                     lists.keys = Some(ids);

@@ -76,6 +76,12 @@ pub(super) fn is_field(name: &str) -> bool {
     ) || matches!(name, "checkpoints" | "clock")
 }
 
+/// Whether a record belongs to what the ledger's edition stands for: what a decision reads of keys, budgets and windows.
+/// It changes so seldom that a step does not send it again as long as the edition is the same.
+pub(super) fn has_edition(name: &str) -> bool {
+    matches!(name.as_bytes(), [b'k' | b'b' | b'w', b':', ..])
+}
+
 fn json<T: DeserializeOwned>(name: &str, text: &str) -> Result<T> {
     serde_json::from_str(text).map_err(|e| unreadable(name).because(e))
 }

@@ -1,5 +1,4 @@
 -- How a ledger is made and opened, and how its clients recover what its server lost: docs/decisions/0010.
--- Stands after library.lua in one text.
 
 -- How many ranges of missing events are told.
 local TOLD = 64
@@ -17,6 +16,7 @@ local function create(keys, argv)
   if redis.call('EXISTS', p.meta) == 0 then
     local run = identity()
     redis.call('HSET', p.meta, 'run', run, unpack(argv))
+    renew_edition(p, run)
     opened[p.meta] = run
   end
   return about(keys)
@@ -33,7 +33,7 @@ local function leave_gap(p, l, run, epoch, most, event)
   begin_era(p, l, run, epoch, most + AHEAD)
   l.seq = l.seq + 1
   local now = math.max(l.now, l.seen)
-  redis.call('XADD', p.events, whole(l.seq) .. '-0', 'd', event, 't', whole(now), 'u', '', 'g', whole(before))
+  redis.call('XADD', p.events, whole(l.seq) .. '-0', 'd', event, 't', whole(now), 'g', whole(before))
   redis.call('HSET', p.meta, 'seq', whole(l.seq), 'seen', whole(now))
   return l.seq
 end
@@ -43,6 +43,7 @@ local function opens(p, run)
   redis.call('HDEL', p.meta, 'lost', 'anew')
   redis.call('HSET', p.meta, 'run', run)
   redis.call('HINCRBY', p.meta, 'openings', '1')
+  renew_edition(p, run)
   opened[p.meta] = run
   reports[p.meta] = nil
   read = {}
@@ -70,6 +71,7 @@ local function anew(keys, argv)
   redis.call('HSET', p.meta, unpack(argv, 4))
   redis.call('HSET', p.meta, 'seq', '0', 'gv', version, 'sv', version, 'lost', upto, 'anew', '1',
              'era', epoch .. ':0:0:')
+  renew_edition(p, identity())
   redis.call('HSET', p.recovery, 'need:' .. archived, '1-' .. upto)
   return about(keys)
 end
@@ -157,7 +159,7 @@ local function report(keys, argv)
       close(p, l, lacks)
       most = math.max(most, lacks)
     end
-    if claims > 0 and hand > l.hand then redis.call('HSET', p.meta, 'hand', whole(hand)) end
+    if claims > 0 and hand > l.hand then redis.call('HSET', p.meta, 'hand', whole(hand)); renew_edition(p, run) end
     if most > l.seq then
       noted = leave_gap(p, l, run, epoch, most, event)
     elseif l.of ~= short(run) then
@@ -245,7 +247,7 @@ local function rights(keys)
   needs('HGETALL', p.meta)
   needs('HINCRBY', p.meta, 'f', '1')
   needs('HMGET', p.meta, 'f')
-  needs('HSCAN', p.holds, '0')
+  needs('HSCAN', p.records, '0')
   needs('HSET', p.meta, 'f', 'v')
   needs('MGET', text)
   needs('SET', text, 'v')

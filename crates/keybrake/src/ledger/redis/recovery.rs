@@ -7,12 +7,13 @@ use tokio::sync::MutexGuard;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::again;
+use super::commit::Answer;
 use super::copies::Known;
 use super::life::{self, About, Why};
 use super::link::Failure;
 use super::past::{Claim, Done, Missing, Owed, Range};
 use super::step::{DRAFTS, Kind, Next, Own, PATIENT, call, recovering};
-use super::wire::{self, Answer, Parts};
+use super::wire::{self, Parts};
 use super::{Guess, log};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
@@ -179,7 +180,7 @@ impl Own {
         let bytes: [u8; 6] = std::array::from_fn(random);
         Ok(life::Gap {
             epoch: crate::ledger::shared::hex(&bytes),
-            event: log::print(&rules::gap_event(), None)?,
+            event: log::print(&rules::gap_event())?,
         })
     }
 
@@ -214,7 +215,7 @@ impl Own {
         let boot_ms = clock.boot_ms();
         let mut state = self.state();
         let copies = &mut state.copies;
-        copies.stand(about.standing, boot_ms);
+        copies.stand(about.standing.clone(), boot_ms);
         if about.open && said.claims.is_empty() {
             copies.know(&about.standing, false);
         } else if about.open {
@@ -282,13 +283,14 @@ impl Own {
             let mut rule = |draft: &mut super::draft::Draft<'_>, _: &mut rules::Flood, now_ms| {
                 rules::reassert(draft, now_ms, said)
             };
-            let (sent, answer) = match self.draft(clock, kind, (&lists, None, Some(covers)), &mut rule)? {
-                Next::Fetch(missing) => {
-                    self.fetch(clock, missing, &mut lists).await?;
-                    continue;
-                }
-                Next::Commit(sent, answer, _) => (sent, answer?),
-            };
+            let (sent, answer) =
+                match self.draft(clock, kind, (&lists, None, Some(covers), true), &mut rule)? {
+                    Next::Fetch(missing) => {
+                        self.fetch(clock, missing, &mut lists).await?;
+                        continue;
+                    }
+                    Next::Commit(sent, answer, _) => (sent, answer?),
+                };
             match self.commit(clock, *sent).await {
                 Ok((Answer::Done(_), _)) => return Ok(answer),
                 Ok((Answer::Moved(_), _)) => {}

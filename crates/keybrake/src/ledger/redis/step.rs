@@ -4,13 +4,14 @@
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use super::commit::{self, Answer, Sent, Telling};
 use super::copies::Copies;
 use super::draft::{Draft, Guess, Lists, Missing};
 use super::link::{Failure, Link, Live};
 use super::past::{Era, Past, Range};
 use super::records::Record;
 use super::url::Place;
-use super::wire::{self, Answer, Look, Sent, Telling};
+use super::wire::Look;
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::clock::Clock;
@@ -187,16 +188,16 @@ impl Own {
                     self.timeout_ms(),
                 )));
             }
-            let (sent, answer, notes) =
-                match self.draft(clock, kind, (&lists, Some((&mark, drafts)), None), &mut rule)? {
-                    Next::Fetch(missing) => {
-                        fetches = fetches.saturating_add(1);
-                        self.fetch(clock, missing, &mut lists).await?;
-                        continue;
-                    }
-                    Next::Commit(sent, answer, notes) => (sent, answer, Noted { own: self, notes }),
-                };
             let draft = drafts;
+            let telling = (&lists, Some((&mark, draft)), None, draft > 0);
+            let (sent, answer, notes) = match self.draft(clock, kind, telling, &mut rule)? {
+                Next::Fetch(missing) => {
+                    fetches = fetches.saturating_add(1);
+                    self.fetch(clock, missing, &mut lists).await?;
+                    continue;
+                }
+                Next::Commit(sent, answer, notes) => (sent, answer, Noted { own: self, notes }),
+            };
             drafts = drafts.saturating_add(1);
             let again = (drafts >= PATIENT).then(|| sent.look());
             match self.commit(clock, *sent).await {
@@ -331,7 +332,7 @@ impl Own {
         &self,
         clock: &dyn Clock,
         kind: Kind,
-        (lists, mark, again): (&Lists, Mark<'_>, Option<&[Range]>),
+        (lists, mark, again, all): (&Lists, Mark<'_>, Option<&[Range]>, bool),
         rule: &mut impl FnMut(&mut Draft<'_>, &mut Flood, i64) -> Result<T>,
     ) -> Result<Next<T>> {
         let mut state = self.state();
@@ -340,21 +341,24 @@ impl Own {
             flood,
             slack_ms,
         } = &mut *state;
+        let edition = copies.past.new_edition(|| self.place.server.random());
         let telling = Telling {
             client: copies
                 .past
                 .is_to_tell(clock.boot_ms())
                 .then(|| copies.past.client(|| self.place.server.random())),
             again,
+            all,
         };
         let Some(standing) = copies.standing(clock.boot_ms())? else {
             return Ok(Next::Fetch(vec![Missing::Stops]));
         };
         let known = copies.known().unwrap_or_default();
+        let (now_ms, fixed) = (standing.now_ms, standing.fixed);
         let mut draft = Draft::new(copies, lists, kind.guess, standing);
         draft.looks_at_deadlines = kind.lapses;
-        draft.slack_ms = if standing.fixed { 0 } else { *slack_ms };
-        let answer = rule(&mut draft, flood, standing.now_ms);
+        draft.slack_ms = if fixed { 0 } else { *slack_ms };
+        let answer = rule(&mut draft, flood, now_ms);
         let notes = flood.take_notes();
         if !draft.missing.is_empty() {
             let missing = std::mem::take(&mut draft.missing);
@@ -369,7 +373,7 @@ impl Own {
         {
             draft.mark(mark.get_or_init(|| self.new_mark()), number);
         }
-        let sent = wire::commit(&draft, &self.place.ns, (&self.id, known), standing, telling);
+        let sent = commit::commit(&draft, &self.place.ns, (&self.id, known), edition, telling);
         match sent {
             Ok(sent) => Ok(Next::Commit(Box::new(sent), answer, notes)),
             Err(error) => {
@@ -391,7 +395,7 @@ impl Own {
         match self.link.call_by(&sent.command).await {
             Ok((value, by)) => {
                 let mut state = self.state();
-                let guessed_ms = sent.guessed_ms;
+                let guessed_ms = sent.guessed_ms();
                 let answer = sent
                     .read(value, &mut state.copies, clock.boot_ms())
                     .map_err(Failure::Refused)?;

@@ -23,9 +23,15 @@ impl Store for Draft<'_> {
             }
             Finding::Reached { at_ms } => self.until_ms = self.until_ms.min(at_ms),
             Finding::OpenHolds { key_id, max, full } => {
-                if let Ok(holder) = self.holder(key_id) {
-                    (holder.finding, holder.limit) = (if full { ">=" } else { "<" }, max);
-                }
+                let Ok((tally, _)) = self.holder(key_id) else {
+                    return;
+                };
+                let finding = if full { "u>=" } else { "u<" };
+                self.guards.push(Guard {
+                    tally,
+                    finding,
+                    limit: i64::from(max),
+                });
             }
             Finding::Room {
                 counter,
@@ -46,10 +52,10 @@ impl Store for Draft<'_> {
                 // What the step makes of the counter before it adds: buckets that leave a rolling window.
                 let difference = |now: i64, then: i64| i128::from(now).saturating_sub(i128::from(then));
                 let mut gone = difference(found.used, before.used);
-                let mut finding = "used>";
+                let mut finding = "u>";
                 if with_held {
                     gone = gone.saturating_add(difference(found.held, before.held));
-                    finding = if fits { "total<=" } else { "total>" };
+                    finding = if fits { "<=" } else { ">" };
                 }
                 let limit = clamp(difference(cap, amount).saturating_sub(gone));
                 self.guards.push(Guard {
@@ -100,8 +106,8 @@ impl Store for Draft<'_> {
     }
 
     fn count_open_hold(&mut self, key_id: &str, more: bool) -> Result<()> {
-        let holder = self.holder(key_id)?;
-        holder.more = holder.more.saturating_add(if more { 1 } else { -1 });
+        let (_, holder) = self.holder(key_id)?;
+        holder.after.used = holder.after.used.saturating_add(if more { 1 } else { -1 });
         Ok(())
     }
 
@@ -182,11 +188,11 @@ impl Store for Draft<'_> {
         if !self
             .guards
             .iter()
-            .any(|guard| guard.tally == tally && guard.finding == "exact")
+            .any(|guard| guard.tally == tally && guard.finding == "=")
         {
             self.guards.push(Guard {
                 tally,
-                finding: "exact",
+                finding: "=",
                 limit: 0,
             });
         }

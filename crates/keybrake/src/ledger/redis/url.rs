@@ -74,11 +74,14 @@ fn is_loopback(host: &str) -> bool {
 #[derive(Clone, Debug)]
 pub(super) struct Namespace {
     name: String,
-    places: [String; 12],
+    places: [String; 11],
     prefix: String,
 }
 
 impl Namespace {
+    /// So many places, the first of them, are all that most steps need.
+    pub(super) const OFTEN: usize = 6;
+
     pub(super) fn new(name: &str) -> Self {
         let prefix = format!("kb:{{{name}}}:");
         let place = |name: &str| format!("{prefix}{name}");
@@ -87,17 +90,16 @@ impl Namespace {
             // The order of `places` in library.lua.
             places: [
                 place("meta"),
-                place("records"),
                 place("counters"),
-                place("stops"),
+                place("events"),
                 place("deadlines"),
                 place("open"),
-                place("events"),
-                place("holds"),
+                place("recovery"),
+                place("records"),
+                place("stops"),
                 place("issued"),
                 place("provisional"),
                 place("clients"),
-                place("recovery"),
             ],
             prefix,
         }
@@ -108,8 +110,17 @@ impl Namespace {
         &self.name
     }
 
-    pub(super) const fn places(&self) -> &[String; 12] {
+    pub(super) const fn places(&self) -> &[String; 11] {
         &self.places
+    }
+
+    /// A place's number, from 1, among those that a function gets.
+    pub(super) fn index(&self, name: &str) -> usize {
+        let found = self
+            .places
+            .iter()
+            .position(|place| place.strip_prefix(self.prefix.as_str()) == Some(name));
+        found.map_or(0, |index| index.saturating_add(1))
     }
 
     /// One of the places, by its name.

@@ -1,7 +1,7 @@
 //! Do the books agree, on a snapshot of the counters at one event number.
 
 use super::copies::Copies;
-use super::draft::{Draft, Guess, Lists, SUM, Snapshot};
+use super::draft::{Draft, Guess, HOLDS, Lists, SUM, Snapshot};
 use super::records::Record;
 use super::wire::{self, Look, Parts};
 use super::{PAGE, RedisLedger, log};
@@ -21,9 +21,10 @@ impl RedisLedger {
         snapshot.events = self.changes(from_seq, snapshot.last_seq).await?;
         let standing = copies.standing(self.clock.boot_ms())?.unwrap_or_default();
         let lists = Lists::default();
+        let now_ms = standing.now_ms;
         let mut draft = Draft::new(&mut copies, &lists, Guess::Nothing, standing);
         draft.snapshot = Some(snapshot);
-        let report = rules::verify(&mut draft, standing.now_ms, &self.secret)?;
+        let report = rules::verify(&mut draft, now_ms, &self.secret)?;
         let made = draft.snapshot.and_then(|snapshot| snapshot.made);
         if let Some(checkpoint) = made {
             self.add_checkpoint(from_seq, &checkpoint).await?;
@@ -73,15 +74,15 @@ impl RedisLedger {
         let mut parts = Parts::of(self.own().ask(&command).await?)?;
         parts.text()?;
         let standing = wire::standing(parts.next()?)?;
-        copies.stand(standing, self.clock.boot_ms());
         let mut snapshot = Snapshot {
             last_seq: standing.last_seq,
             ..Snapshot::default()
         };
+        copies.stand(standing, self.clock.boot_ms());
         for (name, value) in log::pairs(parts.next()?)? {
             let counter = wire::counter(&value)?;
             copies.learn_counter(&name, counter);
-            if !name.starts_with(SUM) {
+            if !name.starts_with([SUM, HOLDS]) {
                 snapshot.counters.push((CounterName::from(name), counter));
             }
         }
