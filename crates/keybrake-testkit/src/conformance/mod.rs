@@ -115,6 +115,7 @@ macro_rules! conformance {
                 invariant_14_reserve_is_flat,
                 invariant_15_a_late_permit_is_asked_for_anew,
                 invariant_03_an_unknown_call_is_joined_for_23_hours,
+                invariant_03_a_spend_that_was_joined_stays_one,
                 invariant_06_absence_is_of_the_attempts_that_were_known,
                 invariant_16_identities_outlive_their_holds;
             scenarios:

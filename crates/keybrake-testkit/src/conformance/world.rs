@@ -339,9 +339,14 @@ pub(super) fn no_proof(reason: &str) -> Proof {
 
 /// A complete listing does not contain it, begun when one attempt was known.
 pub(super) fn absent() -> Proof {
+    absent_after(1)
+}
+
+/// The same after so many attempts.
+pub(super) fn absent_after(attempts: u32) -> Proof {
     Proof::Absent {
         evidence: "refunds listed to the end".to_owned(),
-        attempts: 1,
+        attempts,
     }
 }
 

@@ -6,7 +6,9 @@ use keybrake::ledger::{LedgerInfo, OnRepeat, Proof, ReserveAnswer, Scope, Unit, 
 use keybrake::policy::Code;
 
 use super::super::World;
-use super::super::world::{Call, DAY_MS, HOLD_MS, HOUR_MS, absent, budget, daily, note, settlement};
+use super::super::world::{
+    Call, DAY_MS, HOLD_MS, HOUR_MS, absent, absent_after, budget, daily, note, settlement,
+};
 
 /// A clock that goes back by minutes does not take the ledger's time with it.
 pub async fn invariant_09_time_never_goes_back(world: &World) {
@@ -191,6 +193,40 @@ pub async fn invariant_03_an_unknown_call_is_joined_for_23_hours(world: &World) 
         world.denied(&twin).await.code,
         Code::OutcomeUnknown,
         "nor under another step"
+    );
+    assert_eq!(world.used_held(&def).await, (0, 10));
+}
+
+/// A step that joined another's unknown call is one spend with it, also after that call was found absent and the other
+/// step has tried it again under the same vendor key: two holds for one key would count its one movement twice.
+pub async fn invariant_03_a_spend_that_was_joined_stays_one(world: &World) {
+    let def = budget(
+        Scope::Lineage("a".into()),
+        Unit::Usd,
+        WindowKind::Lifetime,
+        1_000_000_000,
+    );
+    let key = world.key("a", std::slice::from_ref(&def)).await;
+    let one = world.call(&key, 10).step("one");
+    let first = world.granted(&one).await;
+    world.clock.advance_ms(HOLD_MS);
+    world.ledger.sweep(100).await.expect("swept");
+    let two = world.call(&key, 10).step("two");
+    let joined = world.granted(&two).await;
+    assert_eq!(joined.call_id, first.call_id, "it joins the unknown call");
+    world.clock.advance_ms(HOLD_MS);
+    world.ledger.sweep(100).await.expect("swept");
+    let mut listed = settlement(&first, absent_after(2));
+    listed.attempt = 0;
+    world.try_settle(listed).await.expect("absent");
+
+    let again = world.granted(&one.retry(world, &key)).await;
+    assert!(!again.joined);
+    let other = world.granted(&two.retry(world, &key)).await;
+    assert_eq!(
+        (other.call_id.as_str(), other.joined),
+        (again.call_id.as_str(), true),
+        "one vendor key, one hold"
     );
     assert_eq!(world.used_held(&def).await, (0, 10));
 }

@@ -229,7 +229,7 @@ impl Model {
             counted: false,
         };
         if let Some(own) = request.identity.as_deref() {
-            if let Some(index) = self.newest.get(&own.id).copied() {
+            if let Some(index) = self.newest_of_spend(&own.id) {
                 match self.repeat(own, index, facts) {
                     Ok(plan) => fresh = plan,
                     Err(answer) => return answer,
@@ -243,6 +243,19 @@ impl Model {
             }
         }
         self.hold(request, ask, fresh)
+    }
+
+    /// Of a spend that it joined, what the one it joined did since.
+    fn newest_of_spend(&self, id: &str) -> Option<usize> {
+        let index = *self.newest.get(id)?;
+        let call = &self.calls[index];
+        let joined = &call.identity.as_ref().unwrap().id;
+        if call.state != State::Voided || joined == id {
+            return Some(index);
+        }
+        let later = self.newest.get(joined).copied();
+        let same_key = |later: &usize| self.calls[*later].generation == call.generation;
+        Some(later.filter(same_key).unwrap_or(index))
     }
 
     fn key_denial(&self, facts: &CallFacts) -> Option<Code> {

@@ -66,7 +66,7 @@ pub(super) fn resolve(step: &mut Step<'_>, request: &ReserveRequest) -> Result<R
             counts_taken: false,
         }));
     };
-    let plan = match newest(step, &ask.id)? {
+    let plan = match newest_of_spend(step, &ask.id)? {
         None => first(ask),
         Some(earlier) => match by_earlier(step, ask, earlier, &request.facts.call_id) {
             Resolved::Fresh(plan) => plan,
@@ -115,6 +115,20 @@ fn newest(step: &mut Step<'_>, id: &str) -> Result<Option<Reservation>> {
             "the call {call_id} of an identity is not in the ledger"
         ))),
     }
+}
+
+/// The newest reservation of the spend that an identity belongs to. One that joined another's call goes on under that
+/// one's vendor key; the other may have tried it again since, under the same key, and that is then the one spend.
+fn newest_of_spend(step: &mut Step<'_>, id: &str) -> Result<Option<Reservation>> {
+    let Some(own) = newest(step, id)? else {
+        return Ok(None);
+    };
+    let joined = own.identity.as_ref().filter(|joined| joined.id != id);
+    let Some(joined) = joined.filter(|_| own.state == State::Voided) else {
+        return Ok(Some(own));
+    };
+    let later = newest(step, &joined.id)?.filter(|later| later.generation == own.generation);
+    Ok(Some(later.unwrap_or(own)))
 }
 
 /// What the identity's newest reservation leads to.
