@@ -213,7 +213,11 @@ impl ReplyStream {
             let begun = match begun.unwrap_or_else(|reason| Some(Err(reason))) {
                 Some(Ok(piece)) if !incoming.body.is_end_stream() => return Poll::Ready(Some(Ok(piece))),
                 // Whoever reads by length asks for nothing after this piece: so settle before it.
-                Some(Ok(last)) => self.settle(SendEnd::Reply(self.head.clone()), Some(last), None),
+                Some(Ok(last)) => {
+                    // HTTP/2 may end with an empty piece, which is none.
+                    let last = (!last.is_empty()).then_some(last);
+                    self.settle(SendEnd::Reply(self.head.clone()), last, None)
+                }
                 None => self.settle(SendEnd::Reply(self.head.clone()), None, None),
                 Some(Err(reason)) => self.settle(lost(reason), None, Some(reason)),
             };

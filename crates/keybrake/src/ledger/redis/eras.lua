@@ -47,8 +47,11 @@ local function begin_era(p, l, run, epoch, start)
   end
   l.epoch, l.from, l.start, l.of = epoch, l.seq, start, short(run)
   l.seq = start
+  -- A version of the stops that nobody has a copy of: those that were lost counted on as this one would.
+  l.sv = whole(math.max(server_ms(), tonumber(l.sv) + 1))
   local era = epoch .. ':' .. whole(l.from) .. ':' .. whole(start) .. ':' .. l.of
-  redis.call('HSET', p.meta, 'eras', table.concat(texts, ','), 'era', era, 'seq', whole(start))
+  redis.call('HSET', p.meta, 'eras', table.concat(texts, ','), 'era', era, 'seq', whole(start), 'sv',
+             l.sv)
   renew_edition(p, run)
 end
 
