@@ -74,6 +74,7 @@ export async function authorize(
 export class Permit {
   readonly #permitted: Permitted;
   readonly #call: WebCall;
+  #handed = false;
   /** The call, as in the audit. */
   readonly callId: string;
   /** What is reserved for it, in dollars. */
@@ -114,7 +115,8 @@ export class Permit {
    */
   async send(by: Fetching = fetch): Promise<Response> {
     const mine = this.#call.signal ?? new AbortController().signal;
-    if (mine.aborted) {
+    // Handed out by `request()`, it may be out already: then only its own end settles it.
+    if (mine.aborted && !this.#handed) {
       await this.neverSent();
       throw mine.reason;
     }
@@ -168,6 +170,7 @@ export class Permit {
     const { permit } = this.#permitted;
     const within = permit.sendWithinMs + permit.requestMs;
     const { method, url, headers, body } = translated(() => permit.handOut(sending));
+    this.#handed = true;
     const init = {
       method,
       headers: Object.fromEntries(pairs(headers)),

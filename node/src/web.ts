@@ -21,6 +21,8 @@ export interface WebCall {
   readonly body: Uint8Array;
   readonly signal: AbortSignal | null;
   readonly redirect: Request["redirect"];
+  /** A `Request` that it was read from, kept: its signal follows its maker's only for as long as it is there. */
+  readonly source: Request | null;
 }
 
 /**
@@ -37,15 +39,18 @@ export async function webCall(token: string, input: Input, init: RequestInit | u
 
 async function requested(input: Input, init: RequestInit | undefined): Promise<WebCall> {
   const request = new Request(input, init);
-  const { method, signal, redirect } = request;
+  const { method, redirect } = request;
   const url = typeof input === "string" ? input : request.url;
-  signal.throwIfAborted();
+  request.signal.throwIfAborted();
+  // Not the new one's, which would follow this one only until it is collected.
+  const source = typeof input === "string" || input instanceof URL ? null : input;
+  const signal = init?.signal === undefined ? (source?.signal ?? null) : init.signal;
   const body = inHand(init?.body) ?? (await read(request));
   // `Headers` joins two keys into one; apart again, the judge refuses them.
   const headers = [...request.headers].flatMap(([name, value]): [string, string][] =>
     name === "idempotency-key" ? value.split(", ").map((key) => [name, key]) : [[name, value]],
   );
-  return { method, url, headers, body, signal, redirect };
+  return { method, url, headers, body, signal, redirect, source };
 }
 
 const PLAIN_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
@@ -69,7 +74,7 @@ function plainCall(input: Input, init: RequestInit): WebCall | null {
   signal?.throwIfAborted();
   const type = typeof body === "string" ? "text/plain;charset=UTF-8" : body instanceof URLSearchParams ? FORM : null;
   if (type && !headers.some(([name]) => name === "content-type")) headers.push(["content-type", type]);
-  return { method, url, headers, body: bytes, signal, redirect: "follow" };
+  return { method, url, headers, body: bytes, signal, redirect: "follow", source: null };
 }
 
 const NOTHING = new Uint8Array();

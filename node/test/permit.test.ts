@@ -38,6 +38,27 @@ test("never sent is refused while it is being sent: the hold stands, and the cap
   expect([await here.sim.moved(), await run.spent(), await run.held()]).toEqual([5000, "50.00", "0.00"]);
 });
 
+test("once never sent is said, the request is not handed out any more, not even in the same turn", async () => {
+  await using run = await here.kb.open({ policy });
+  const permitted = await permit(run);
+  const given = permitted.neverSent();
+  expect(() => permitted.request()).toThrow(ConfigError);
+  await given;
+  expect([await here.sim.movements(), await run.held()]).toEqual([0, "0.00"]);
+});
+
+test("an abort after the request was handed out says nothing about the hold", async () => {
+  await using run = await here.kb.open({ policy });
+  const giver = new AbortController();
+  const permitted = await permit(run, "ch_1", giver.signal);
+  const request = permitted.request();
+  giver.abort();
+  expect(await rejection(permitted.send())).toBeInstanceOf(ConfigError);
+  expect(await run.held()).toBe("50.00");
+  await permitted.settle(await fetch(request));
+  expect([await here.sim.movements(), await run.spent(), await run.held()]).toEqual([1, "50.00", "0.00"]);
+});
+
 test("a permit sends once: the second send throws before anything leaves", async () => {
   await using run = await here.kb.open({ policy });
   const permitted = await permit(run);

@@ -155,8 +155,9 @@ impl Permit {
     }
 
     fn settle<'env>(&self, env: &'env Env, end: SendEnd) -> napi::Result<Object<'env>> {
-        let permit = Arc::clone(&self.permit);
-        let work = async move { permit.settle(end).await };
+        // Said here and now: until the worker's turn comes, JavaScript could still take the request and send it.
+        let settling = self.permit.settling(end);
+        let work = async move { settling?.await };
         self.worker
             .start_to_the_end(env, work, |ended| Answer::new(ended, None))
     }

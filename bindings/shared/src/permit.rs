@@ -155,9 +155,21 @@ impl Permit {
     /// `Config` when it was settled before, or is said to be never sent although it is being sent; and of
     /// [`Shell::settle`](keybrake::client::Shell::settle).
     pub async fn settle(&self, end: SendEnd) -> Result<Answer> {
-        let shell = self.core.keybrake().await?.shell();
+        self.settling(end)?.await
+    }
+
+    /// As [`settle`](Self::settle), and from the moment that this returns nobody can hand the request out any more:
+    /// between a word that nothing was sent and its record, nothing may be sent.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn settling(&self, end: SendEnd) -> Result<impl Future<Output = Result<Answer>> + Send + use<>> {
         let permit = self.give_up(&end)?;
-        call::ended(shell.settle(permit, end).await?)
+        let core = Arc::clone(&self.core);
+        Ok(async move {
+            let shell = core.keybrake().await?.shell();
+            call::ended(shell.settle(permit, end).await?)
+        })
     }
 
     /// The permit, which may end like this.
