@@ -6,6 +6,7 @@
     reason = "a failed unwrap is a failed test"
 )]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use keybrake::audit::archive::Signatures;
@@ -34,6 +35,7 @@ macro_rules! on_both {
 }
 
 on_both! {
+    many_make_one_archive_at_once,
     the_archive_tells_the_same_as_the_ledger,
     a_trimmed_log_tells_the_same_as_before,
     what_is_drained_again_is_there_once,
@@ -44,6 +46,43 @@ on_both! {
     no_secret_is_in_it,
     several_ledgers_share_one_archive,
     names_of_any_length_are_drained,
+}
+
+/// All at once, each on a thread of its own, as the drainers of a fleet do that is started for the first time.
+async fn many_make_one_archive_at_once(place: &Place) {
+    opened_at_once(&place.url());
+}
+
+/// Two that switched a new file to its write-ahead log at once were told that it was locked, or of a disk I/O error.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_file_is_set_up_by_one_at_a_time() {
+    let directory = tempfile::tempdir().unwrap();
+    for round in 0..40 {
+        let file = directory.path().join(format!("{round}.db"));
+        opened_at_once(&format!("sqlite:{}", file.display()));
+    }
+}
+
+fn opened_at_once(url: &str) {
+    const OPENERS: usize = 6;
+    let together = Arc::new(std::sync::Barrier::new(OPENERS));
+    let openers: Vec<_> = (0..OPENERS)
+        .map(|_| {
+            let (together, url) = (Arc::clone(&together), url.to_owned());
+            let runtime = tokio::runtime::Handle::current();
+            std::thread::spawn(move || {
+                together.wait();
+                runtime
+                    .block_on(Archive::open(&url))
+                    .map(|archive| archive.id().to_owned())
+            })
+        })
+        .collect();
+    let ids: BTreeSet<String> = openers
+        .into_iter()
+        .map(|opener| opener.join().unwrap().unwrap())
+        .collect();
+    assert_eq!(ids.len(), 1, "all have the same archive: {ids:?}");
 }
 
 fn ledger() -> (Arc<ManualClock>, Arc<dyn Ledger>) {

@@ -106,6 +106,14 @@ fn open_or_create(path: &Path) -> Result<File> {
     }
 }
 
+/// Locks a file, or a directory, against everybody else who does so, until it is closed; waits for at most `wait_ms`.
+///
+/// # Errors
+/// `LedgerUnavailable` when somebody else has held it for that long, or the file system has no locks.
+pub(crate) fn lock_file(file: &File, path: &Path, wait_ms: i64) -> Result<()> {
+    acquire(file, SystemClock.boot_ms().saturating_add(wait_ms), path, wait_ms)
+}
+
 fn acquire(file: &File, deadline_ms: i64, path: &Path, wait_ms: i64) -> Result<()> {
     let mut pause = PAUSE_MIN;
     loop {
@@ -118,8 +126,7 @@ fn acquire(file: &File, deadline_ms: i64, path: &Path, wait_ms: i64) -> Result<(
         }
         if SystemClock.boot_ms() >= deadline_ms {
             return Err(Error::ledger(format!(
-                "the ledger is busy: another process has held {} for {wait_ms} ms (stopped in a debugger?). Nothing \
-                 was sent",
+                "busy: another process has held {} for {wait_ms} ms (stopped in a debugger?). Nothing was sent",
                 path.display()
             )));
         }

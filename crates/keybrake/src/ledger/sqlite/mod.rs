@@ -31,7 +31,7 @@ use tokio::sync::oneshot;
 
 pub(crate) use files::check_file;
 pub use files::{Disk, FileSystem, SystemDisk};
-pub(crate) use guard::same_file;
+pub(crate) use guard::{lock_file, same_file};
 
 use self::engine::Engine;
 use self::files::Files;

@@ -1,6 +1,6 @@
 //! An archive in one `SQLite` file.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,12 +12,12 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, ToSql, TransactionBehavior, par
 
 use super::database::{Database, Row, Statement, Value};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ledger::sqlite::check_file;
+use crate::ledger::sqlite::{check_file, lock_file};
 
 /// Marks a database as an archive (`PRAGMA application_id`): "kbar".
 const APPLICATION_ID: i32 = 0x6B62_6172;
-/// Longest wait for another process that writes to the archive.
-const BUSY: Duration = Duration::from_secs(30);
+/// Longest wait for another process that writes to the archive, in ms.
+const BUSY_MS: i64 = 30_000;
 
 /// The file, and the one connection to it.
 #[derive(Debug)]
@@ -51,6 +51,7 @@ impl Sqlite {
             .symlink_metadata()
             .map_err(|error| cannot_open(&path).because(error))?;
         check_file(&path, &metadata)?;
+        let _alone = alone_beside(&path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX
             | OpenFlags::SQLITE_OPEN_NOFOLLOW;
@@ -102,9 +103,19 @@ fn locate(path: &str) -> Result<PathBuf> {
     Ok(parent.join(name))
 }
 
+/// Lets one process or thread at a time set an archive of this directory up, until the answer is dropped. Two that
+/// switch a new file to its write-ahead log at once get "database is locked", which SQLite does not wait for, or "disk
+/// I/O error". It is the directory that is locked: to close another descriptor of the file would drop SQLite's locks.
+fn alone_beside(path: &Path) -> Result<File> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let opened = File::open(directory).map_err(|error| cannot_open(path).because(error))?;
+    lock_file(&opened, directory, BUSY_MS)?;
+    Ok(opened)
+}
+
 fn set_up(connection: &Connection, path: &Path) -> Result<()> {
     let set = || -> rusqlite::Result<(i32, i64)> {
-        connection.busy_timeout(BUSY)?;
+        connection.busy_timeout(Duration::from_millis(BUSY_MS.unsigned_abs()))?;
         let application = connection.query_row("PRAGMA application_id", [], |row| row.get(0))?;
         let tables = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
         Ok((application, tables))
