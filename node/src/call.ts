@@ -2,7 +2,7 @@
 
 import { type Here, here, NOWHERE } from "./context.js";
 import { type Answer, type Request, type Stream, timedOut } from "./engine.js";
-import { ConfigError, type Denial, Denied, fromNative, KeybrakeError, translated } from "./errors.js";
+import { ConfigError, type Denial, Denied, fromNative, KeybrakeError, translated, VendorError } from "./errors.js";
 import type { Keybrake } from "./keybrake.js";
 import { usdFromMicros } from "./money.js";
 import native from "./native.cjs";
@@ -97,7 +97,7 @@ export async function governed(keybrake: Keybrake, call: Outgoing): Promise<Ende
   // Given up by its caller: noted by now, and said in the words of the caller's own signal.
   if (outcome.kind === "lost" && !outcome.neverSent) {
     call.signal?.throwIfAborted();
-    if (answer.overdue) throw timedOut();
+    if (answer.overdue) throw timedOut(new VendorError(lostText(outcome)));
   }
   return outcome;
 }
@@ -190,6 +190,7 @@ export class Document {
   readonly #run: Run | null;
   readonly #answer: Answer;
   readonly #stream: Stream;
+  #controller: ReadableByteStreamController | null = null;
   #over = false;
 
   /** @internal */
@@ -218,12 +219,15 @@ export class Document {
   /** As the byte stream of a web response. Cancelling it, or the signal, gives the rest up. */
   web(signal: AbortSignal | null = null): ReadableStream<Uint8Array> {
     let stop = () => {};
+    // Weak: a signal may live as long as the process, and a document that nobody holds any more must not.
+    const weak = new WeakRef(this);
     return new ReadableStream({
       type: "bytes",
       start: (controller) => {
+        this.#controller = controller;
         const give = () => {
-          controller.error(signal?.reason);
-          this.close().catch(() => {});
+          const document = weak.deref();
+          if (document) document.#giveUp(signal?.reason);
         };
         stop = () => signal?.removeEventListener("abort", give);
         signal?.addEventListener("abort", give, { once: true });
@@ -255,6 +259,11 @@ export class Document {
     } finally {
       await this.close();
     }
+  }
+
+  #giveUp(reason: unknown): void {
+    this.#controller?.error(reason);
+    this.close().catch(() => {});
   }
 
   #end(): void {

@@ -235,9 +235,13 @@ async function unlessAborted<T>(signal: AbortSignal, start: (cancel: native.Canc
   }
 }
 
-/** What the caller of a call gets whose time was over: what a signal of `AbortSignal.timeout` throws. */
-export function timedOut(): unknown {
-  return new DOMException("The operation was aborted due to timeout", "TimeoutError");
+/**
+ * What the caller of a call gets whose time was over: what a signal of `AbortSignal.timeout` throws. Its `cause`, if it
+ * has one, says what a call in flight may have done; without one, nothing was sent.
+ */
+export function timedOut(cause: Error | null = null): DOMException {
+  const error = new DOMException("The operation was aborted due to timeout", "TimeoutError");
+  return cause ? Object.defineProperty(error, "cause", { value: cause, configurable: true }) : error;
 }
 
 function closed(): KeybrakeError {

@@ -1,10 +1,13 @@
 /**
- * The responses of the governed `fetch`. One whose body has arrived is a `Response` that makes the platform's own, with
- * its streams, only when it is asked for what needs them: that costs more than deciding the call.
+ * The responses of the governed `fetch`. On Node, one whose body has arrived is a `Response` that makes the platform's
+ * own, with its streams, only when it is asked for what needs them: that costs more than deciding the call.
+ *
+ * It answers through its getters and methods. What borrows the platform's (`Response.prototype.text.call(response)`)
+ * sees an empty one. The servers of Bun and Deno read that far inside, so there it is the platform's own from the start.
  */
 
 import { STATUS_CODES } from "node:http";
-import { type Body, type Headers as Pairs, textOf } from "./call.js";
+import { type Body, type Document, type Headers as Pairs, textOf } from "./call.js";
 import type { Denied } from "./errors.js";
 
 /** The response to a governed call. `denied(response)` recognises a refusal without reading its body. */
@@ -21,16 +24,29 @@ interface Head {
 
 /** The response of a reply whose body has arrived. */
 export function replyOf(reply: Head & { readonly body: Body }, url: string, denied: Denied | null): GovernedResponse {
+  if (!ON_NODE) return dressed(platforms(bytesOf(reply.body), reply), url, denied);
   whole ??= wholeResponse();
   return new whole(reply, url, denied);
 }
 
-/** The response of a reply whose body arrives as it is read. */
-export function streamed(body: ReadableStream<Uint8Array>, reply: Head, url: string): GovernedResponse {
-  return dressed(platforms(body, reply), url, null);
+const ON_NODE = !process.versions.bun && !process.versions.deno;
+
+/** The response of a reply whose body arrives as it is read; the signal gives the rest up. */
+export function streamed(body: Document, signal: AbortSignal | null, reply: Head, url: string): GovernedResponse {
+  // Nobody can read it, so its end is heard of here.
+  if (bodiless(reply.status)) void drained(body).catch(() => {});
+  return dressed(platforms(bodiless(reply.status) ? null : body.web(signal), reply), url, null);
 }
 
-function platforms(body: ReadableStream<Uint8Array> | Uint8Array<ArrayBuffer>, reply: Head): Response {
+async function drained(body: Document): Promise<void> {
+  for await (const _ of body);
+}
+
+function bytesOf(body: Body): Uint8Array<ArrayBuffer> {
+  return typeof body === "string" ? new TextEncoder().encode(body) : new Uint8Array(body);
+}
+
+function platforms(body: ReadableStream<Uint8Array> | Uint8Array<ArrayBuffer> | null, reply: Head): Response {
   const { status, headers } = reply;
   const init = { status, statusText: STATUS_CODES[status] ?? "", headers: headers as [string, string][] };
   return new Response(bodiless(status) ? null : body, init);
@@ -133,8 +149,7 @@ function wholeResponse(): Whole {
     #platforms(): Response {
       if (!this.#made) {
         const { status, body } = this.#reply;
-        const bytes = typeof body === "string" ? new TextEncoder().encode(body) : new Uint8Array(body);
-        this.#made = platforms(bytes, { status, headers: [...this.headers] });
+        this.#made = platforms(bytesOf(body), { status, headers: [...this.headers] });
         // What was read is gone: it says so in the platform's own words.
         if (this.#read) this.#made.arrayBuffer().catch(() => {});
       }

@@ -67,7 +67,6 @@ export class BrakeRequestClient extends twilio.RequestClient {
     // Below `autoRetry`: each of its attempts is a governed call, and joins what an earlier one left open.
     axios.defaults.adapter = async (config) => {
       const timeout = config.timeout ?? 0;
-      const signal = timeout > 0 ? AbortSignal.timeout(timeout) : null;
       const headers = Object.entries(config.headers.toJSON(true) as Record<string, string>);
       const sent = governed(front.keybrake, {
         method: (config.method ?? "get").toUpperCase(),
@@ -79,12 +78,13 @@ export class BrakeRequestClient extends twilio.RequestClient {
         keyOrigin: "caller",
         run: front.run,
         waitMs,
-        signal,
+        mostMs: Math.max(timeout, 0),
       });
       const ended = await sent.catch((error: unknown) => {
-        if (!signal?.aborted) throw error;
-        const what = `timeout of ${timeout}ms exceeded; the call may have taken effect, so its amount stays held`;
-        throw unanswered("ECONNABORTED", what);
+        if ((error as { name?: unknown } | null)?.name !== "TimeoutError") throw error;
+        const { cause } = error as DOMException & { cause?: Error };
+        const what = cause?.message ?? "the call to Twilio was not sent; no money moved";
+        throw unanswered("ECONNABORTED", `timeout of ${timeout}ms exceeded: ${what}`);
       });
       return { config, request: null, statusText: "", ...answered(ended) };
     };

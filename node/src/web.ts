@@ -153,7 +153,7 @@ export function responseOf(ended: Ended, call: WebCall): GovernedResponse {
   if (call.redirect === "error" && ended.kind === "reply" && ended.status >= 300 && ended.status < 400) {
     throw new TypeError("fetch failed", { cause: new Error("unexpected redirect") });
   }
-  if (ended.kind === "stream") return streamed(ended.body.web(call.signal), ended, call.url);
+  if (ended.kind === "stream") return streamed(ended.body, call.signal, ended, call.url);
   return replyOf(ended, call.url, ended.kind === "denied" ? ended.denied : null);
 }
 

@@ -34,7 +34,7 @@ const PRINTED = [
   /^permit 200$/,
 ];
 
-test.for([["docs/node.md"]])("%s", ([file]) => {
+test.for([["docs/node.md"]])("%s", { timeout: 150_000 }, ([file]) => {
   const found = blocks(file as string);
   expect(found.length).toBeGreaterThan(0);
   using stripe = simulator();
@@ -57,7 +57,7 @@ test.for([["docs/node.md"]])("%s", ([file]) => {
     KEYBRAKE_BASE_URL_RESEND: resend.url,
     RESEND_API_KEY: resend.secret,
   };
-  const ran = spawnSync(process.execPath, [tsx, join(folder, "all.mts")], { env, encoding: "utf8" });
+  const ran = spawnSync(process.execPath, [tsx, join(folder, "all.mts")], { env, encoding: "utf8", timeout: 120_000 });
   expect(ran.stderr + (ran.error ?? "")).toBe("");
   expect(ran.status).toBe(0);
   const lines = ran.stdout.trimEnd().split("\n");

@@ -1,10 +1,10 @@
 /** `keybrake/fetch` against Stripe's simulator: what goes in as to `fetch`, what comes out as from it. */
 
 import Stripe from "stripe";
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import { createFetch } from "../src/fetch.js";
 import { ConfigError, denied, VendorError } from "../src/index.js";
-import { policy, rejection, world } from "./fixture.js";
+import { left, policy, rejection, world } from "./fixture.js";
 
 const REFUNDS = "https://api.stripe.com/v1/refunds";
 const PDF = "https://files.stripe.com/v1/quotes/qt_1/pdf";
@@ -310,4 +310,27 @@ describe("documents", () => {
     expect(String(await rejection(reply.arrayBuffer()))).toMatch("broke off");
     expect(run.calls.map((call) => call.verdict)).toEqual(["unknown"]);
   });
+
+  test("without a body (204): its end is heard of although nobody can read it", async () => {
+    await using run = await here.kb.open({ policy });
+    await here.sim.fault("status", { method: "GET", status: 204 });
+    const reply = await createFetch(run)(PDF);
+    expect([reply.status, reply.body]).toEqual([204, null]);
+    await vi.waitFor(() => expect(run.calls).toHaveLength(1), 30_000);
+    expect(await here.kb.holds()).toEqual([]);
+  });
+
+  test("one that nobody holds any more is collected, however long its signal lives", async () => {
+    await using run = await here.kb.open({ policy });
+    const giving = new AbortController();
+    const fetch = createFetch(run);
+    const forgotten = await forgetful(() => fetch(PDF, { signal: giving.signal }));
+    expect(await left([forgotten])).toBe(0);
+    giving.abort();
+  });
 });
+
+/** What only this function ever held. */
+async function forgetful(make: () => Promise<object>): Promise<WeakRef<object>> {
+  return new WeakRef(await make());
+}

@@ -10,8 +10,14 @@ import { keybrakeMiddleware, retryOn } from "../src/langchain.js";
 import { createResend } from "../src/resend.js";
 import { createStripe } from "../src/stripe.js";
 import { type Simulator, simulator } from "../src/testing.js";
+import { timezone } from "./fixture.js";
 
-const policy: Policy = { vendor: "stripe", daily_usd_cap: 120, allowed_endpoints: ["refunds.create", "reads"] };
+const policy: Policy = {
+  vendor: "stripe",
+  daily_usd_cap: 120,
+  timezone,
+  allowed_endpoints: ["refunds.create", "reads"],
+};
 
 let sim: Simulator;
 let keybrake: Keybrake;

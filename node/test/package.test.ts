@@ -9,6 +9,8 @@ import { type Simulator, simulator } from "../src/testing.js";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 const tsc = join(root, "node_modules", "typescript", "bin", "tsc");
+/** A child that hangs holds this thread: it has to end by itself, before the test's own time is over. */
+const MOST_MS = 50_000;
 let place: string;
 let sim: Simulator;
 
@@ -27,14 +29,15 @@ function run(program: string, ...args: string[]): string {
     KEYBRAKE_LEDGER: `sqlite:${join(place, "spend.db")}`,
     VITEST: "",
   };
-  return execFileSync(program, args, { cwd: place, env, encoding: "utf8" });
+  return execFileSync(program, args, { cwd: place, env, encoding: "utf8", timeout: MOST_MS });
 }
 
 beforeAll(async () => {
   sim = simulator();
   place = mkdtempSync(join(tmpdir(), "keybrake-project-"));
   writeFileSync(join(place, "package.json"), '{ "name": "empty", "private": true }\n');
-  const packed = execFileSync(process.execPath, [join(root, "scripts", "pack.mjs"), place], { encoding: "utf8" });
+  const packing = [join(root, "scripts", "pack.mjs"), place];
+  const packed = execFileSync(process.execPath, packing, { encoding: "utf8", timeout: MOST_MS });
   const tarballs = packed.trim().split("\n");
   run("npm", "install", "--offline", "--no-audit", "--no-fund", "--no-package-lock", ...tarballs);
   // The SDK and the types of Node, as the project would have installed them from the registry.

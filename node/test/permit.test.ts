@@ -96,6 +96,7 @@ test("expired says that nothing left: never of what is being sent or was handed 
   const sending = sent.send();
   handed.request();
   await here.sim.waitHeld();
+  // Ten seconds of the ledger's clock, which cannot be moved from here: nothing else says that they are over.
   while (!idle.expired) await pause(50);
   expect([sent.expired, handed.expired]).toEqual([false, false]);
   expect(String(await rejection(idle.send()))).toMatch("nothing was sent");

@@ -4,13 +4,14 @@ import { Resend } from "resend";
 import { describe, expect, test } from "vitest";
 import { ConfigError, denied, type Policy } from "../src/index.js";
 import { createResend, type ResendOptions } from "../src/resend.js";
-import { world } from "./fixture.js";
+import { timezone, world } from "./fixture.js";
 
 const here = world("resend");
 
 const policy: Policy = {
   vendor: "resend",
   daily_usd_cap: "0.01",
+  timezone,
   allowed_endpoints: ["emails.send", "emails.batch", "emails.get", "emails.list"],
   operation_costs: { "emails.send": "0.001", "emails.batch": "0.002" },
 };

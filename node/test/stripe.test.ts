@@ -3,8 +3,14 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import { denied, Keybrake, type Policy } from "../src/index.js";
 import { createStripe } from "../src/stripe.js";
 import { type Simulator, simulator } from "../src/testing.js";
+import { timezone } from "./fixture.js";
 
-const policy: Policy = { vendor: "stripe", daily_usd_cap: 250, allowed_endpoints: ["refunds.create", "reads"] };
+const policy: Policy = {
+  vendor: "stripe",
+  daily_usd_cap: 250,
+  timezone,
+  allowed_endpoints: ["refunds.create", "reads"],
+};
 
 let sim: Simulator;
 let kb: Keybrake;

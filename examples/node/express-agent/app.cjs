@@ -62,7 +62,8 @@ function createApp(keybrake) {
   app.use((error, _req, res, next) => {
     const refusal = denied(error);
     if (!refusal) return next(error);
-    res.status(refusal.status).json({ error: refusal.message });
+    // In words for whoever asked: the message names the operator and the reason.
+    res.status(refusal.status).json({ error: refusal.forModel() });
   });
   return app;
 }

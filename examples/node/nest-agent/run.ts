@@ -45,7 +45,8 @@ export class RunInterceptor implements NestInterceptor {
       return await this.keybrake.open({ policy, run, narrow: { run_usd_cap: 25 }, expiresIn: "15m" });
     } catch (error) {
       const refusal = denied(error); // no key is issued while a run is stopped
-      throw refusal ? new ForbiddenException(refusal.message) : error;
+      // In words for whoever asked: the message names the operator and the reason.
+      throw refusal ? new ForbiddenException(refusal.forModel()) : error;
     }
   }
 }
