@@ -65,9 +65,13 @@ export class Engine {
   readonly loopbackVendors: ReadonlySet<string>;
 
   constructor(settings: Settings) {
-    this.#native = translated(() => new native.Engine(JSON.stringify(settings), this.#waiting.ended));
-    const given = Object.entries(settings.base_urls).filter(([, url]) => url);
-    this.loopbackVendors = new Set([...given.map(([vendor]) => vendor), ...vendorsByVariable()]);
+    try {
+      this.#native = translated(() => new native.Engine(JSON.stringify(settings), this.#waiting.ended));
+    } catch (error) {
+      this.#waiting.end();
+      throw error;
+    }
+    this.loopbackVendors = new Set(Object.keys(settings.base_urls));
     open.add(this);
   }
 
@@ -99,7 +103,7 @@ export class Engine {
     );
   }
 
-  /** Judges a call and reserves what it can cost; the caller sends it. Given up by its signal, a hold may stand. */
+  /** Judges a call and reserves what it can cost; the caller sends it. A verdict that comes when its signal has given it up is nobody's: its hold stands. */
   authorize(request: Request): Promise<Verdict> {
     const { method, url, headers, body, context, waitMs } = request;
     return this.#unlessAborted(request.signal, (cancel) =>
@@ -251,12 +255,6 @@ function closed(): KeybrakeError {
 /** As one text, which crosses more cheaply than many. What would not come back the same is handed over as it is. */
 function lines(headers: string[]): string | string[] {
   return headers.some((text) => text.includes("\n")) ? headers : headers.join("\n");
-}
-
-function vendorsByVariable(): string[] {
-  const prefix = "KEYBRAKE_BASE_URL_";
-  const named = Object.keys(process.env).filter((name) => name.startsWith(prefix) && process.env[name]);
-  return named.map((name) => name.slice(prefix.length).toLowerCase());
 }
 
 /** Engines that are open in this thread, closed at its exit. One list for every build and every hot reload. */

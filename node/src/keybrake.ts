@@ -55,12 +55,14 @@ export class Keybrake implements AsyncDisposable {
     refuseUnknown(options, OPTIONS, what);
     const { ledger, secrets = {}, baseUrls = {}, allowLiveInTests } = options;
     refuseOdd(secrets, "secrets");
+    this.allowLiveInTests = flagOf(allowLiveInTests, `${what}: allowLiveInTests`);
     this.engine = new Engine({
       ledger: textOf({ ledger }, "ledger", what, "sqlite:spend.db"),
       secrets: Object.fromEntries(Object.entries(secrets).map(([name, it]) => [name, Secret.setting(it, name)])),
       base_urls: requests.baseUrlsArgument(baseUrls),
     });
-    this.allowLiveInTests = flagOf(allowLiveInTests, `${what}: allowLiveInTests`);
+    // Not before nothing can be refused any more: what is made again then finds its variables.
+    for (const secret of Object.values(secrets)) Secret.taken(secret);
     this.budgets = new BudgetDesk(this.engine);
   }
 

@@ -51,7 +51,15 @@ export class Secret {
       );
     if (typeof found.text !== "string" || found.text === "")
       throw new ConfigError(`secrets: ${name} has no text; is the variable that it comes from set?`);
-    return found.remove ? { value: takenOut(secret as Secret, found) } : { [found.kind]: found.text };
+    return found.remove ? { value: inVariable(found) } : { [found.kind]: found.text };
+  }
+
+  /** @internal Takes the variable out of the environment, if that is wanted; the secret keeps what was in it. */
+  static taken(secret: Secret | string): void {
+    const found = kept(secret);
+    if (!isSetting(found) || !found.remove) return;
+    keep(secret as Secret, { ...found, taken: inVariable(found) });
+    delete process.env[found.text];
   }
 
   toString(): string {
@@ -72,11 +80,9 @@ function isSetting(thing: unknown): thing is Setting {
   return typeof thing === "object" && thing !== null && "kind" in thing && "text" in thing;
 }
 
-/** What was in the variable, which is no longer set then. */
-function takenOut(secret: Secret, setting: Setting): string {
+/** What is in the variable, or was before it was taken out. */
+function inVariable(setting: Setting): string {
   const value = setting.taken ?? process.env[setting.text];
   if (!value) throw new ConfigError(`environment variable ${setting.text} is not set; set it, or use a secret file`);
-  delete process.env[setting.text];
-  keep(secret, { ...setting, taken: value });
   return value;
 }

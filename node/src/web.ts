@@ -113,10 +113,22 @@ function plainHeaders(given: RequestInit["headers"]): [string, string][] | null 
 
 /** A body that needs no reading. */
 function inHand(body: RequestInit["body"]): Uint8Array | null {
-  if (typeof body === "string") return Buffer.from(body, "utf8");
-  if (body instanceof URLSearchParams) return Buffer.from(body.toString(), "utf8");
-  if (body instanceof Uint8Array) return Uint8Array.from(body);
-  return null;
+  if (typeof body === "string") return encoded(body);
+  if (body instanceof URLSearchParams) return encoded(body.toString());
+  if (!(body instanceof Uint8Array)) return null;
+  if (body.byteLength > MOST_BODY_BYTES) throw tooLong();
+  return Uint8Array.from(body);
+}
+
+function encoded(text: string): Uint8Array {
+  // No text is shorter in UTF-8 than it has characters.
+  const bytes = text.length > MOST_BODY_BYTES ? null : Buffer.from(text, "utf8");
+  if (!bytes || bytes.byteLength > MOST_BODY_BYTES) throw tooLong();
+  return bytes;
+}
+
+function tooLong(): TypeError {
+  return new TypeError(`the request's body is longer than ${MOST_BODY_BYTES} bytes; nothing was sent`);
 }
 
 async function read({ body, signal }: Request): Promise<Uint8Array> {
@@ -131,7 +143,7 @@ async function read({ body, signal }: Request): Promise<Uint8Array> {
       length += next.value.byteLength;
       if (length > MOST_BODY_BYTES) {
         give();
-        throw new TypeError(`the request's body is longer than ${MOST_BODY_BYTES} bytes; nothing was sent`);
+        throw tooLong();
       }
       pieces.push(next.value);
     }

@@ -70,6 +70,18 @@ describe("a request in every form that fetch takes", () => {
     expect(run.calls).toEqual([]);
   });
 
+  test.each([
+    ["text", () => "x".repeat(64 * 1024 * 1024 + 1)],
+    ["text whose characters take several bytes", () => "\u20ac".repeat(23 * 1024 * 1024)],
+    ["bytes", () => new Uint8Array(64 * 1024 * 1024 + 1)],
+  ])("a body that is too long is not taken: %s", async (_, body) => {
+    await using run = await here.kb.open({ policy });
+    const error = await rejection(createFetch(run)(REFUNDS, { method: "POST", body: body() }));
+    expect(error).toBeInstanceOf(TypeError);
+    expect(String(error)).toMatch("longer than");
+    expect(await here.sim.requests()).toEqual([]);
+  });
+
   test("a body that never ends is not taken", async () => {
     await using run = await here.kb.open({ policy });
     const piece = new Uint8Array(8 * 1024 * 1024);

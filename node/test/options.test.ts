@@ -176,3 +176,17 @@ test.each(["VITEST", "JEST_WORKER_ID"])("under %s no call leaves by a base URL t
     );
   }
 });
+
+test("a base URL of the environment holds from the Keybrake on, whatever the variable says later", async () => {
+  vi.stubEnv("KEYBRAKE_BASE_URL_STRIPE", at.sim.url);
+  await using kb = new Keybrake({ ledger: "memory:", secrets: { stripe: at.sim.secret } });
+  vi.unstubAllEnvs();
+  await using run = await kb.open({ policy });
+  expect((await createFetch(run)("https://api.stripe.com/v1/charges/ch_1")).status).toBe(200);
+  expect(await at.sim.requests()).toHaveLength(1);
+  // Nor does a variable that comes too late open what the guard has not seen.
+  await using live = new Keybrake({ ledger: "memory:", secrets: { stripe: at.sim.secret } });
+  vi.stubEnv("KEYBRAKE_BASE_URL_STRIPE", at.sim.url);
+  const call = createFetch(live, run.token)("https://api.stripe.com/v1/charges/ch_1");
+  expect(await rejection(call)).toMatchObject({ message: expect.stringContaining("a test would call api.stripe.com") });
+});

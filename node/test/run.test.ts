@@ -1,7 +1,10 @@
 /** A run's life as its holder sees it: what it gives away, how it ends, what it remembers. */
 
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { inspect } from "node:util";
-import { afterEach, describe, expect, test, vi } from "vitest";
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { createFetch } from "../src/fetch.js";
 import { type Agent, denied, Keybrake, LedgerError, type Run } from "../src/index.js";
 import { createStripe } from "../src/stripe.js";
@@ -35,14 +38,16 @@ function reachable(from: object): Set<object> {
   for (let next = queue.pop(); next && found.size < 5000; next = queue.pop()) {
     if (found.has(next) || next === Object.prototype || next === Function.prototype) continue;
     found.add(next);
-    const owner = next;
-    for (const name of Reflect.ownKeys(owner)) {
-      const { value, get } = Object.getOwnPropertyDescriptor(owner, name) as PropertyDescriptor;
-      const read = get ? attempt(() => Reflect.apply(get, from, [])) : value;
-      if ((typeof read === "object" && read !== null) || typeof read === "function") queue.push(read);
+    const holder = next;
+    for (let owner: object | null = holder; owner && owner !== Object.prototype; owner = Object.getPrototypeOf(owner)) {
+      for (const name of owner === Function.prototype ? [] : Reflect.ownKeys(owner)) {
+        const { value, get } = Object.getOwnPropertyDescriptor(owner, name) as PropertyDescriptor;
+        // Of the object that has it: a getter reads private fields.
+        const read = get ? attempt(() => Reflect.apply(get, holder, [])) : value;
+        if ((typeof read === "object" && read !== null) || typeof read === "function") queue.push(read);
+      }
+      if (owner !== holder) queue.push(owner);
     }
-    const above = Object.getPrototypeOf(owner) as object | null;
-    if (above) queue.push(above);
   }
   return found;
 }
@@ -56,15 +61,25 @@ function attempt(work: () => unknown): unknown {
 }
 
 describe("Keybrake.agent", () => {
+  let folder: string;
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), "keybrake-"));
+  });
+  afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+  /** Its settings: a ledger that whoever issues the keys shares with it. */
+  const shared = () => ({
+    ledger: `sqlite:${join(folder, "spend.db")}`,
+    secrets: { stripe: at.sim.secret },
+    baseUrls: { stripe: at.sim.url },
+  });
+
   test("leads to no way to issue, stop, revoke or change budgets: neither itself, nor its runs and clients", async () => {
-    const { token } = await at.kb.issue(policy);
-    await using agent = Keybrake.agent({
-      ledger: "memory:",
-      secrets: { stripe: at.sim.secret },
-      baseUrls: { stripe: at.sim.url },
-    });
-    const run = await at.kb.open({ token });
-    for (const held of [agent as Agent | Run, run, agent.open]) {
+    await using kb = new Keybrake(shared());
+    const { token } = await kb.issue(policy);
+    await using agent = Keybrake.agent(shared());
+    const run = await agent.open(token);
+    for (const held of [agent as Agent | Run, run, agent.open, createFetch(run), createStripe(run)]) {
       const all = reachable(held);
       expect([...all].filter((thing) => thing instanceof Keybrake)).toEqual([]);
       for (const order of ["issue", "stop", "revoke", "resume"] as const) {
@@ -78,8 +93,12 @@ describe("Keybrake.agent", () => {
   });
 
   test("its clients spend", async () => {
-    await using run = await at.kb.open({ policy });
+    await using kb = new Keybrake(shared());
+    const { token } = await kb.issue(policy);
+    await using agent = Keybrake.agent(shared());
+    await using run = await agent.open(token);
     expect((await createFetch(run)(charge)).status).toBe(200);
+    expect((await createFetch(agent, token)(charge)).status).toBe(200);
   });
 });
 

@@ -40,6 +40,20 @@ test("a variable is left where it is, or taken out: then neither this process no
   expect(() => new Keybrake(settings)).toThrow(ConfigError);
 });
 
+test("a variable is not taken out where no Keybrake was made", async () => {
+  vi.stubEnv("SHOP_SECRET", at.sim.secret);
+  const secret = Secret.env("SHOP_SECRET", { remove: true });
+  const wrong = [
+    { secrets: { stripe: secret, twilio: undefined as never } },
+    { secrets: { stripe: secret }, baseUrls: { stripe: "" } },
+    { secrets: { stripe: secret }, ledger: "" },
+    { secrets: { stripe: secret }, allowLiveInTests: "no" as never },
+  ];
+  for (const settings of wrong) expect(() => new Keybrake(settings)).toThrow(ConfigError);
+  expect(process.env.SHOP_SECRET).toBe(at.sim.secret);
+  expect(await serves(Secret.env("SHOP_SECRET", { remove: true }))).toBe(true);
+});
+
 test("a file is read by the native module", async () => {
   const path = join(folder, "stripe");
   writeFileSync(path, at.sim.secret);

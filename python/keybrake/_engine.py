@@ -16,7 +16,6 @@ from keybrake._errors import KeybrakeError
 Answer = _keybrake.Answer
 Stream = _keybrake.Stream
 T = TypeVar("T")
-_BASE_URL = "KEYBRAKE_BASE_URL_"
 
 _open_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _inherited: list[_keybrake.Engine] = []
@@ -37,9 +36,7 @@ class Engine:
     def __init__(self, settings: dict[str, Any]) -> None:
         self._mine = (os.getpid(), _keybrake.Engine(json.dumps(settings)))
         self._closed = False
-        variables = (name for name in os.environ if name.startswith(_BASE_URL) and os.environ[name])
-        named = {name.removeprefix(_BASE_URL).lower() for name in variables}
-        self.loopback_vendors = frozenset(settings["base_urls"]) | named
+        self.loopback_vendors = frozenset(settings["base_urls"])
         """Vendors whose calls go to a simulator on this machine; a base URL is never anything else."""
         _open_engines.add(self)
 

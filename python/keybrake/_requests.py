@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 from urllib.parse import urlencode
 
 from keybrake._errors import ConfigError, PolicyError
 from keybrake._money import duration_text, moment, plain, unix_ms, usd_from_micros
 from keybrake._secret import Secret
-from keybrake._types import AuditRow, Budget, BudgetEntry, Check, Hold, Policy, StopInfo, StopResult
+from keybrake._types import AuditRow, Budget, BudgetEntry, Check, Hold, Policy, StopInfo, StopResult, Vendor
 
 PolicyLike: TypeAlias = "Policy | Mapping[str, Any] | str | os.PathLike[str]"
 """A policy: a mapping, or the path of a JSON, YAML or TOML file."""
@@ -33,7 +33,13 @@ def settings(
         name: (secret if isinstance(secret, Secret) else Secret.value(secret)).setting()
         for name, secret in (secrets or {}).items()
     }
-    return {"ledger": ledger, "secrets": given, "base_urls": dict(base_urls or {})}
+    # Read once, here: what the guard of tests goes by is what the engine uses, whatever the variables say later.
+    return {"ledger": ledger, "secrets": given, "base_urls": {**_base_urls_by_variable(), **(base_urls or {})}}
+
+
+def _base_urls_by_variable() -> dict[str, str]:
+    named = {vendor: os.environ.get(f"KEYBRAKE_BASE_URL_{vendor.upper()}", "") for vendor in get_args(Vendor)}
+    return {vendor: url for vendor, url in named.items() if url}
 
 
 def policy_argument(policy: PolicyLike) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from keybrake._context import Entered, Here, carried, entered_run, entered_step, here
 from keybrake._errors import KeybrakeError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from keybrake._async_client import AsyncKeybrake
     from keybrake._client import Keybrake
 
+log = logging.getLogger("keybrake")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -78,9 +79,11 @@ class _RunState:
         self._calls.append(call)
 
     def _not_revoked(self, error: KeybrakeError) -> None:
-        """The end of a block undoes no work: the handle is closed and the key expires."""
-        text = f"the key {self.key_id} was not revoked and ends when it expires: {error}"
-        warnings.warn(text, RuntimeWarning, stacklevel=3)
+        """The end of a block undoes no work: the handle is closed and the key expires.
+
+        Logged: a warning would be raised by `-W error`, in place of what the block raised.
+        """
+        log.warning("keybrake: the key %s was not revoked and ends when it expires: %s", self.key_id, error)
 
     def _enter(self, run: Run | AsyncRun) -> None:
         entered = entered_run(run)
@@ -131,24 +134,24 @@ class Run(_RunState):
         return self._keybrake.usage(self.key_id)
 
     @property
-    def spent(self) -> Decimal:
-        """Dollars settled in the tightest money budget (the one with least left)."""
-        return tightest(self.budgets).used
+    def spent(self) -> Decimal | None:
+        """Dollars settled in the tightest money budget (the one with least left); `None` when none limits the run."""
+        return _of(tightest(self.budgets), "used")
 
     @property
-    def held(self) -> Decimal:
-        """Dollars reserved and not yet proven in the tightest money budget."""
-        return tightest(self.budgets).held
+    def held(self) -> Decimal | None:
+        """Dollars reserved and not yet proven in the tightest money budget; `None` when none limits the run."""
+        return _of(tightest(self.budgets), "held")
 
     @property
-    def cap(self) -> Decimal:
-        """The cap of the tightest money budget."""
-        return tightest(self.budgets).cap
+    def cap(self) -> Decimal | None:
+        """The cap of the tightest money budget; `None` when none limits the run."""
+        return _of(tightest(self.budgets), "cap")
 
     @property
-    def remaining(self) -> Decimal:
-        """What is left of the tightest money budget."""
-        return tightest(self.budgets).remaining
+    def remaining(self) -> Decimal | None:
+        """What is left of the tightest money budget; `None` when none limits the run."""
+        return _of(tightest(self.budgets), "remaining")
 
     def close(self) -> None:
         """Ends the run: a key made for it is revoked, later calls get `key_expired`, holds stay.
@@ -208,21 +211,21 @@ class AsyncRun(_RunState):
         """The budgets that this run draws on, as they stand now."""
         return await self._keybrake.usage(self.key_id)
 
-    async def spent(self) -> Decimal:
-        """Dollars settled in the tightest money budget."""
-        return tightest(await self.budgets()).used
+    async def spent(self) -> Decimal | None:
+        """Dollars settled in the tightest money budget; `None` when none limits the run."""
+        return _of(tightest(await self.budgets()), "used")
 
-    async def held(self) -> Decimal:
-        """Dollars reserved and not yet proven in the tightest money budget."""
-        return tightest(await self.budgets()).held
+    async def held(self) -> Decimal | None:
+        """Dollars reserved and not yet proven in the tightest money budget; `None` when none limits the run."""
+        return _of(tightest(await self.budgets()), "held")
 
-    async def cap(self) -> Decimal:
-        """The cap of the tightest money budget."""
-        return tightest(await self.budgets()).cap
+    async def cap(self) -> Decimal | None:
+        """The cap of the tightest money budget; `None` when none limits the run."""
+        return _of(tightest(await self.budgets()), "cap")
 
-    async def remaining(self) -> Decimal:
-        """What is left of the tightest money budget."""
-        return tightest(await self.budgets()).remaining
+    async def remaining(self) -> Decimal | None:
+        """What is left of the tightest money budget; `None` when none limits the run."""
+        return _of(tightest(await self.budgets()), "remaining")
 
     async def close(self) -> None:
         """Ends the run: a key made for it is revoked, later calls get `key_expired`, holds stay.
@@ -248,12 +251,15 @@ class AsyncRun(_RunState):
             self._not_revoked(failed)
 
 
-def tightest(budgets: tuple[Budget, ...]) -> Budget:
-    """The money budget with least left; a run without one has an empty one that caps nothing."""
+def tightest(budgets: tuple[Budget, ...]) -> Budget | None:
+    """The money budget with least left, if there is one."""
     money = [budget for budget in budgets if budget.unit == "usd"]
-    if not money:
-        return Budget("none", "usd", "run", Decimal(0), Decimal(0), Decimal(0))
-    return min(money, key=lambda budget: budget.remaining)
+    return min(money, key=lambda budget: budget.remaining, default=None)
+
+
+def _of(budget: Budget | None, amount: Literal["used", "held", "cap", "remaining"]) -> Decimal | None:
+    found: Decimal | None = None if budget is None else getattr(budget, amount)
+    return found
 
 
 __all__ = ["AsyncRun", "Key", "Run", "tightest"]

@@ -212,11 +212,7 @@ class _Call:
         hooks.fire("call", info)
         if answer.kind == "denied":
             error = _refused(denial, answer.status, answer.headers, answer.body)
-            hooks.fire("denied", error)
-            if error.aborted:
-                hooks.fire("unknown", info)
-            if error.code == "stopped":
-                hooks.fire("stopped", error)
+            self._denied(error, info)
             raise error
         if answer.kind == "lost":
             if not answer.never_sent:
@@ -228,19 +224,30 @@ class _Call:
     def read(self, answer: Answer, stream: Stream) -> None:
         """Accounts for a document whose body is over, and raises if it broke off."""
         record = json.loads(stream.record)
-        info = _info(record, answer, None)
+        denial = None if stream.denial is None else json.loads(stream.denial)
+        info = _info(record, answer, denial)
         if self._run is not None:
             self._run.record(info)
         self._keybrake.hooks.fire("call", info)
+        if denial is not None:
+            error = _refused(denial, 403, {}, b"")
+            self._denied(error, info)
+            raise error
         if info.verdict == "unknown":
             self._keybrake.hooks.fire("unknown", info)
         else:
             self._settled(record, info)
-        if stream.denial is not None:
-            raise _refused(json.loads(stream.denial), 403, {}, b"")
         if stream.reason is not None:
             text = f"Stripe's reply broke off ({stream.reason}); ask for it again (call {info.call_id})"
             raise _stripe.APIConnectionError(text, should_retry=True)  # type: ignore[no-untyped-call]
+
+    def _denied(self, error: Denied, info: CallInfo) -> None:
+        hooks = self._keybrake.hooks
+        hooks.fire("denied", error)
+        if error.aborted:
+            hooks.fire("unknown", info)
+        if error.code == "stopped":
+            hooks.fire("stopped", error)
 
     def _settled(self, record: Mapping[str, Any], info: CallInfo) -> None:
         hooks = self._keybrake.hooks

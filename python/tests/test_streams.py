@@ -12,12 +12,13 @@ import pytest
 import stripe
 
 import keybrake
-from conftest import SECRET
+from conftest import SECRET, TIMEZONE
 from keybrake.testing import Simulator
 
 POLICY: keybrake.Policy = {
     "vendor": "stripe",
     "daily_usd_cap": 100,
+    "timezone": TIMEZONE,
     "allowed_endpoints": ["reads", "files.create"],
 }
 FIRST = 1_000

@@ -12,13 +12,14 @@ import pytest
 import stripe
 
 import keybrake
-from conftest import POLICY, SECRET
+from conftest import POLICY, SECRET, TIMEZONE
 from keybrake.stripe import BrakeTransport, GeneratedKey
 from keybrake.testing import Simulator
 
 WIDE: keybrake.Policy = {
     "vendor": "stripe",
     "daily_usd_cap": 10_000,
+    "timezone": TIMEZONE,
     "allowed_endpoints": [
         "reads",
         "refunds.create",
