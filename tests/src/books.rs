@@ -173,6 +173,21 @@ pub async fn reserve(
     })
 }
 
+/// Reserves what is asked of a key, with the key read again if the ledger has another version of it, as after it was opened
+/// by hand.
+pub async fn granted(
+    ledger: &dyn Ledger,
+    key: &KeyRecord,
+    asked: impl Fn(&KeyRecord) -> ReserveRequest,
+) -> keybrake::Result<Grant> {
+    let mut answer = reserve(ledger, asked(key)).await?;
+    if answer.as_ref().is_err_and(|why| why == "Stale") {
+        let key = ledger.key(&key.id).await?.unwrap();
+        answer = reserve(ledger, asked(&key)).await?;
+    }
+    Ok(answer.unwrap())
+}
+
 /// What an attempt proved.
 pub fn settlement(call_id: &str, proof: Proof) -> Settlement {
     Settlement {

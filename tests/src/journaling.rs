@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use keybrake::Usd;
-use keybrake::brake::{CallContext, Decision, KeyOrigin, Permit};
+use keybrake::brake::{Decision, Permit};
 use keybrake::clock::SystemClock;
 use keybrake::facade::{IssuedKey, Keybrake};
 use keybrake::journal::Contents;
@@ -22,7 +22,7 @@ use keybrake_testkit::stripe::{MovementKind, Simulator, SimulatorOptions, TEST_S
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::{noon_zone, post};
+use crate::{generated, noon_zone, post, signed};
 
 /// A payment of one dollar.
 pub const FORM: &str = "amount=100&currency=usd&confirm=true&payment_method=pm_card_visa";
@@ -84,17 +84,17 @@ pub async fn key(kb: &Keybrake) -> IssuedKey {
     kb.issue(Policy::from_value(&policy).unwrap()).await.unwrap()
 }
 
+/// The outcome of such a call, in this engine's journal.
+pub async fn journaled(kb: &Keybrake, key: &IssuedKey, step: &str) {
+    let call = permit(kb, key, step).await.call_id().to_owned();
+    let journal = kb.brake().journal().unwrap();
+    journal.append(charged(&call), 1).await.unwrap();
+}
+
 /// A permit for that payment.
 pub async fn permit(kb: &Keybrake, key: &IssuedKey, step: &str) -> Permit {
-    let mut call = post("/v1/payment_intents", FORM);
-    let bearer = format!("Bearer {}", key.token.expose());
-    call.headers.push(("Authorization".to_owned(), bearer));
-    let context = CallContext {
-        step: Some(step.to_owned()),
-        key_origin: KeyOrigin::Generated,
-        ..CallContext::default()
-    };
-    match kb.brake().authorize(call, context).await.unwrap() {
+    let call = signed(key, post("/v1/payment_intents", FORM));
+    match kb.brake().authorize(call, generated(Some(step))).await.unwrap() {
         Decision::Permit(permit) => *permit,
         Decision::Denied(refused) => panic!("{:?}", refused.denial),
         _ => panic!("no permit"),

@@ -12,4 +12,4 @@ pub mod sender;
 pub mod sending;
 pub mod world;
 
-pub use world::{Ended, World, ended, generated, noon_zone, post, refunds, signed};
+pub use world::{Ended, World, ended, generated, noon_zone, post, refund, refunds, signed};

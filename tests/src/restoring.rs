@@ -53,10 +53,8 @@ pub async fn spend(ledger: &dyn Ledger, key: &KeyRecord, id: &str) {
 
 /// A dollar that is reserved.
 pub async fn hold(ledger: &dyn Ledger, key: &KeyRecord, id: &str) {
-    books::reserve(ledger, call(key, id, DOLLAR))
-        .await
-        .unwrap()
-        .unwrap();
+    let asked = |key: &KeyRecord| call(key, id, DOLLAR);
+    books::granted(ledger, key, asked).await.unwrap();
 }
 
 /// A read from beginning to end.

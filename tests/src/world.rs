@@ -296,6 +296,13 @@ pub fn generated(step: Option<&str>) -> CallContext {
     }
 }
 
+/// A refund of a step, as a Stripe SDK asks for it.
+pub async fn refund(kb: &Keybrake, key: &IssuedKey, step: &str, form: &str) -> Ended {
+    let call = signed(key, post("/v1/refunds", form));
+    let answer = kb.shell().send(call, generated(Some(step)), Duration::ZERO).await;
+    ended(answer.unwrap())
+}
+
 /// Flattens an answer.
 pub fn ended(answer: Answer) -> Ended {
     let parsed = |reply: &Reply| serde_json::from_slice(&reply.body).unwrap_or(json!(null));

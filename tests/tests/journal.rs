@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keybrake::Usd;
-use keybrake::brake::{CallContext, KeyOrigin, Permit};
+use keybrake::brake::Permit;
 use keybrake::clock::SystemClock;
 use keybrake::facade::Keybrake;
 use keybrake::ledger::{EventFilter, EventKind, HoldFilter, Ledger};
@@ -16,7 +16,7 @@ use keybrake_testkit::redis::{RedisOptions, RedisServer, Relay};
 use keybrake_testkit::stripe::TEST_SECRET;
 use keybrake_tests::journaling::{FORM, Place, budget, charged, chmod, contents, files, key, mode, permit};
 use keybrake_tests::processes::Worker;
-use keybrake_tests::{Ended, ended, post};
+use keybrake_tests::{Ended, ended, generated, post, signed};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
@@ -248,15 +248,9 @@ async fn a_ledger_file_that_was_busy_gets_its_outcomes_and_replays_when_it_is_op
     assert_eq!(budget(&again, &key).await, (1_000_000, 0));
     assert!(again.holds(HoldFilter::default()).await.unwrap().is_empty());
     // The recorded reply travelled with it, encrypted.
-    let mut call = post("/v1/payment_intents", FORM);
-    let bearer = format!("Bearer {}", key.token.expose());
-    call.headers.push(("Authorization".to_owned(), bearer));
-    let context = CallContext {
-        step: Some("one".to_owned()),
-        key_origin: KeyOrigin::Generated,
-        ..CallContext::default()
-    };
-    let replayed = ended(again.shell().send(call, context, Duration::ZERO).await.unwrap());
+    let call = signed(&key, post("/v1/payment_intents", FORM));
+    let sent = again.shell().send(call, generated(Some("one")), Duration::ZERO);
+    let replayed = ended(sent.await.unwrap());
     assert!(replayed.record.replayed, "{replayed:?}");
     assert_eq!(replayed.id(), done.id());
     assert_eq!(place.charged_micros(), 1_000_000);

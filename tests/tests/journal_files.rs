@@ -2,7 +2,9 @@
 
 use keybrake::ErrorKind;
 use keybrake::journal::Journal;
-use keybrake_tests::journaling::{Place, budget, charged, chmod, contents, files, key, mode, permit};
+use keybrake_tests::journaling::{
+    Place, budget, charged, chmod, contents, files, journaled, key, mode, permit,
+};
 
 #[tokio::test]
 async fn what_is_damaged_or_refused_is_set_aside_and_stops_no_other() {
@@ -60,13 +62,7 @@ async fn an_outcome_of_a_newer_version_is_left_for_it() {
     let place = Place::start();
     let kb = place.keybrake(place.sqlite("spend.db"), "journal").await.unwrap();
     let key = key(&kb).await;
-    let call = permit(&kb, &key, "known").await.call_id().to_owned();
-    kb.brake()
-        .journal()
-        .unwrap()
-        .append(charged(&call), 1)
-        .await
-        .unwrap();
+    journaled(&kb, &key, "known").await;
     let file = files(&contents(&kb).path, ".journal").remove(0);
     let json = "{\"v\":2,\"ledger\":\"l\",\"settlement\":{\"proof\":{\"witnessed\":{}}}}";
     let newer = format!("w {:08x} {:08x} {json}\n", json.len(), crc32(json.as_bytes()));
@@ -92,13 +88,7 @@ async fn outcomes_of_another_ledger_are_not_delivered_to_this_one() {
     let place = Place::start();
     let one = place.keybrake(place.sqlite("one.db"), "journal").await.unwrap();
     let key = key(&one).await;
-    let call = permit(&one, &key, "one").await.call_id().to_owned();
-    one.brake()
-        .journal()
-        .unwrap()
-        .append(charged(&call), 1)
-        .await
-        .unwrap();
+    journaled(&one, &key, "one").await;
     let other = place.keybrake(place.sqlite("other.db"), "journal").await.unwrap();
     assert_eq!(other.deliver_outcomes().await.unwrap().delivered, 0);
     assert_eq!(contents(&one).waiting.len(), 1);

@@ -2,17 +2,16 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use keybrake::brake::{CallContext, KeyOrigin, Limits};
-use keybrake::facade::{IssuedKey, Keybrake};
+use keybrake::brake::Limits;
+use keybrake::facade::Keybrake;
 use keybrake::ledger::HoldFilter;
 use keybrake::policy::{Code, Policy};
 use keybrake::secret::Secret;
 use keybrake_testkit::redis::{Persistence, Relay};
 use keybrake_testkit::stripe::{MovementKind, Simulator, SimulatorOptions, TEST_SECRET};
 use keybrake_tests::fleet::Fleet;
-use keybrake_tests::{Ended, ended, noon_zone, post, refunds};
+use keybrake_tests::{noon_zone, refund, refunds};
 use tokio::task::JoinSet;
 
 async fn keybrake(ledger: &str, stripe: &Simulator) -> Keybrake {
@@ -28,18 +27,6 @@ async fn keybrake(ledger: &str, stripe: &Simulator) -> Keybrake {
         .build()
         .await
         .unwrap()
-}
-
-async fn refund(kb: &Keybrake, key: &IssuedKey, step: &str, form: &str) -> Ended {
-    let mut call = post("/v1/refunds", form);
-    let bearer = format!("Bearer {}", key.token.expose());
-    call.headers.push(("Authorization".to_owned(), bearer));
-    let context = CallContext {
-        step: Some(step.to_owned()),
-        key_origin: KeyOrigin::Generated,
-        ..CallContext::default()
-    };
-    ended(kb.shell().send(call, context, Duration::ZERO).await.unwrap())
 }
 
 /// Two engines with a connection each, one of them behind a network that loses answers and connections.

@@ -2,21 +2,26 @@
 //! that comes back without it is told again.
 
 use keybrake::clock::{Clock as _, SystemClock};
-use keybrake::ledger::{EventKind, Ledger, StopScope};
+use keybrake::ledger::redis::RedisLedger;
+use keybrake::ledger::{EventKind, KeyRecord, Ledger, StopScope};
 use keybrake_testkit::redis::{Persistence, Relay};
 use keybrake_tests::books::{DOLLAR, admin, call, charged, lifetime, reserve};
 use keybrake_tests::fleet::{self, Fleet, books_agree, events_of, used_and_held};
+use keybrake_tests::restoring::hold;
 
-#[tokio::test]
-async fn what_was_done_although_its_answer_was_lost_is_said_again() {
-    let mut fleet = Fleet::start(Persistence::Always);
+/// A ledger that is reached through a relay, and a key with $20 of which one is reserved.
+async fn behind_a_relay() -> (Fleet, Relay, RedisLedger, KeyRecord) {
+    let fleet = Fleet::start(Persistence::Always);
     let relay = Relay::start(fleet.server.port()).unwrap();
     let ledger = fleet::open(&format!("{}?ns=fleet&timeout_ms=20000", relay.url())).unwrap();
     let key = fleet::key(&ledger, 20 * DOLLAR).await;
-    reserve(&ledger, call(&key, "before", DOLLAR))
-        .await
-        .unwrap()
-        .unwrap();
+    hold(&ledger, &key, "before").await;
+    (fleet, relay, ledger, key)
+}
+
+#[tokio::test]
+async fn what_was_done_although_its_answer_was_lost_is_said_again() {
+    let (mut fleet, relay, ledger, key) = behind_a_relay().await;
     let yesterday = fleet.server.copy_data().unwrap();
     let scope = StopScope::Run("run_9".to_owned());
     let mut lost = 0;
@@ -71,14 +76,7 @@ async fn what_was_done_although_its_answer_was_lost_is_said_again() {
 /// In an outage every look fails, however many steps are tried: none of them counts as one.
 #[tokio::test]
 async fn a_step_whose_answer_was_lost_is_looked_for_until_the_log_can_be_read() {
-    let mut fleet = Fleet::start(Persistence::Always);
-    let relay = Relay::start(fleet.server.port()).unwrap();
-    let ledger = fleet::open(&format!("{}?ns=fleet&timeout_ms=20000", relay.url())).unwrap();
-    let key = fleet::key(&ledger, 20 * DOLLAR).await;
-    reserve(&ledger, call(&key, "before", DOLLAR))
-        .await
-        .unwrap()
-        .unwrap();
+    let (mut fleet, relay, ledger, key) = behind_a_relay().await;
     let yesterday = fleet.server.copy_data().unwrap();
     relay.lose_reply("keybrake_commit");
     relay.refuse().unwrap();

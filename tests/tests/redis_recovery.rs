@@ -436,6 +436,7 @@ async fn a_failover_with_half_of_the_clients_dead_stays_closed() {
     // Nobody who is left has seen the very last events, which were theirs.
     assert_eq!(i64::try_from(count).unwrap(), dead_ones - 4);
     assert!(first.open_by_hand(admin()).await.unwrap());
+    let key = first.key(&key.id).await.unwrap().unwrap();
     let mut again = 0;
     for number in 0..CAP {
         let id = format!("after {number}");

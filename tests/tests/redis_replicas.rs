@@ -7,7 +7,6 @@ use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use keybrake::brake::{CallContext, KeyOrigin};
 use keybrake::clock::{Clock as _, SystemClock};
 use keybrake::error::ErrorKind;
 use keybrake::ledger::redis::RedisLedger;
@@ -19,7 +18,7 @@ use keybrake_testkit::stripe::{MovementKind, Simulator, SimulatorOptions, TEST_S
 use keybrake_tests::books::{self, DOLLAR};
 use keybrake_tests::fleet::{self, books_agree, count, events_of, key, used_and_held};
 use keybrake_tests::processes::Worker;
-use keybrake_tests::{ended, post, refunds};
+use keybrake_tests::{ended, generated, post, refunds, signed};
 
 const WORKER: &str = env!("CARGO_BIN_EXE_ledger_worker");
 /// Of one call.
@@ -284,16 +283,16 @@ async fn no_byte_reaches_the_vendor_while_the_replica_is_silent() {
         .await
         .unwrap();
     let send = |step: &'static str| {
-        let mut call = post("/v1/refunds", "charge=ch_1&amount=400");
-        let bearer = format!("Bearer {}", issued.token.expose());
-        call.headers.push(("Authorization".to_owned(), bearer));
-        let context = CallContext {
-            step: Some(step.to_owned()),
-            key_origin: KeyOrigin::Generated,
-            ..CallContext::default()
-        };
+        let call = signed(&issued, post("/v1/refunds", "charge=ch_1&amount=400"));
         let shell = Arc::clone(kb.shell());
-        async move { ended(shell.send(call, context, Duration::ZERO).await.unwrap()) }
+        async move {
+            ended(
+                shell
+                    .send(call, generated(Some(step)), Duration::ZERO)
+                    .await
+                    .unwrap(),
+            )
+        }
     };
     pair.replica().stop().unwrap();
     let refused = send("one").await;

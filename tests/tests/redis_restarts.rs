@@ -14,9 +14,7 @@ use keybrake_tests::processes::{Chance, Worker};
 const WORKER: &str = env!("CARGO_BIN_EXE_ledger_worker");
 
 async fn spend(ledger: &RedisLedger, key: &KeyRecord, id: &str) -> keybrake::Result<()> {
-    books::reserve(ledger, books::call(key, id, DOLLAR))
-        .await?
-        .unwrap();
+    books::granted(ledger, key, |key| books::call(key, id, DOLLAR)).await?;
     ledger.settle(books::charged(id, DOLLAR)).await?;
     Ok(())
 }
@@ -319,4 +317,26 @@ async fn scenario_23_two_versions_of_the_functions_work_side_by_side() {
     assert_closed(&fleet.open(), &key, "five", "no process that saw").await;
     spend(&ledger, &key, "five").await.unwrap();
     books_agree(&ledger).await;
+}
+
+/// A cap that was raised, and lost: whoever had read the key then does not spend by it after a person opened the ledger,
+/// although as many caps were changed since.
+#[tokio::test]
+async fn a_key_with_a_cap_that_was_lost_has_to_be_read_again() {
+    let mut fleet = Fleet::start(Persistence::Always);
+    let (ledger, key) = fleet.with_key(10 * DOLLAR).await;
+    let yesterday = fleet.server.copy_data().unwrap();
+    let cap = |dollars: i64| books::lifetime(&key.lineage, dollars * DOLLAR);
+    ledger.put_budget(cap(20), books::admin()).await.unwrap();
+    let raised = ledger.key(&key.id).await.unwrap().unwrap();
+    drop(ledger);
+    fleet.server.replace_data(&yesterday).unwrap();
+    fleet.server.restart().unwrap();
+
+    let newcomer = fleet.open();
+    assert!(newcomer.open_by_hand(books::admin()).await.unwrap());
+    newcomer.put_budget(cap(5), books::admin()).await.unwrap();
+    let asked = books::reserve(&newcomer, books::call(&raised, "by the lost cap", DOLLAR)).await;
+    assert_eq!(asked.unwrap().unwrap_err(), "Stale");
+    spend(&newcomer, &raised, "read again").await.unwrap();
 }

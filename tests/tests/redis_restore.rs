@@ -85,6 +85,7 @@ async fn a_ledger_whose_data_is_gone_is_told_everything_again(place: &Place) {
     assert!(newcomer.open_by_hand(admin()).await.unwrap());
     assert_same(&books_of(&newcomer, &ids).await, &before);
     books_agree(&newcomer).await;
+    let key = newcomer.key("vk_1").await.unwrap().unwrap();
     // Identities still replay, stops and revocations stand, and the cap is what a person set.
     let repeat = books::reserve(&newcomer, call(&key, "settled", DOLLAR))
         .await

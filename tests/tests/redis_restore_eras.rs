@@ -2,21 +2,23 @@
 //! whoever reports only afterwards misses nothing that was restored.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use keybrake::audit::{Archive, Restore, Restored};
+use keybrake::audit::Archive;
 use keybrake::error::ErrorKind;
-use keybrake::ledger::{Ledger, Life};
+use keybrake::ledger::redis::RedisLedger;
+use keybrake::ledger::{KeyRecord, Ledger, Life};
 use keybrake_testkit::redis::Persistence;
 use keybrake_tests::archives::{Place, drain};
 use keybrake_tests::books::{DOLLAR, admin, call, reserve};
 use keybrake_tests::fleet::{Fleet, books_agree, used_and_held};
+use keybrake_tests::restoring::{hold, restore};
 
-async fn restore(ledger: &dyn Ledger, archive: &Archive) -> Restored {
-    let restore = Restore::new(ledger, archive).await.unwrap();
-    restore.run(|_| {}).await.unwrap()
-}
-
-async fn hold(ledger: &dyn Ledger, key: &keybrake::ledger::KeyRecord, id: &str) {
-    reserve(ledger, call(key, id, DOLLAR)).await.unwrap().unwrap();
+/// A fleet with an archive, and a ledger with a key of $50.
+async fn archived() -> (Fleet, Archive, Place, RedisLedger, KeyRecord) {
+    let fleet = Fleet::start(Persistence::Always);
+    let place = Place::sqlite();
+    let archive = place.open().await;
+    let (ledger, key) = fleet.with_key(50 * DOLLAR).await;
+    (fleet, archive, place, ledger, key)
 }
 
 /// The archive has events of before a person opened the ledger without them; live processes have seen others under the same
@@ -24,10 +26,7 @@ async fn hold(ledger: &dyn Ledger, key: &keybrake::ledger::KeyRecord, id: &str) 
 #[tokio::test]
 async fn a_forked_archive_hides_nothing_that_a_live_process_did() {
     for backup_of_before_the_fork in [true, false] {
-        let mut fleet = Fleet::start(Persistence::Always);
-        let place = Place::sqlite();
-        let archive = place.open().await;
-        let (lost, key) = fleet.with_key(50 * DOLLAR).await;
+        let (mut fleet, archive, _place, lost, key) = archived().await;
         hold(&lost, &key, "before").await;
         let before_the_fork = fleet.server.copy_data().unwrap();
         for number in 0..6 {
@@ -77,10 +76,7 @@ async fn a_forked_archive_hides_nothing_that_a_live_process_did() {
 #[tokio::test]
 async fn who_reports_after_a_restore_lacks_nothing_that_was_restored() {
     for data_is_gone in [false, true] {
-        let mut fleet = Fleet::start(Persistence::Always);
-        let place = Place::sqlite();
-        let archive = place.open().await;
-        let (dead, key) = fleet.with_key(50 * DOLLAR).await;
+        let (mut fleet, archive, _place, dead, key) = archived().await;
         let live = fleet.open();
         hold(&live, &key, "seen").await;
         let yesterday = fleet.server.copy_data().unwrap();
@@ -115,10 +111,7 @@ async fn who_reports_after_a_restore_lacks_nothing_that_was_restored() {
 /// What only the dead process did after the last drain is missed all the same.
 #[tokio::test]
 async fn what_the_archive_lacks_is_still_missed_after_a_restore() {
-    let mut fleet = Fleet::start(Persistence::Always);
-    let place = Place::sqlite();
-    let archive = place.open().await;
-    let (dead, key) = fleet.with_key(50 * DOLLAR).await;
+    let (mut fleet, archive, _place, dead, key) = archived().await;
     let live = fleet.open();
     hold(&live, &key, "seen").await;
     let yesterday = fleet.server.copy_data().unwrap();
@@ -135,4 +128,25 @@ async fn what_the_archive_lacks_is_still_missed_after_a_restore() {
     let refused = reserve(&live, call(&key, "after", DOLLAR)).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::LedgerRecovering);
     assert_eq!(live.missing_events().await.unwrap(), [(lost_seq, lost_seq)]);
+}
+
+/// A drainer that came after the ledger had lost a revocation took the key as it was before; the act itself is in the archive.
+#[tokio::test]
+async fn a_revocation_that_was_drained_and_lost_is_restored() {
+    let (mut fleet, archive, _place, dead, key) = archived().await;
+    hold(&dead, &key, "before").await;
+    let yesterday = fleet.server.copy_data().unwrap();
+    dead.revoke(&key.id, admin()).await.unwrap();
+    drain(&dead, &archive, 100).await;
+    drop(dead);
+    fleet.server.replace_data(&yesterday).unwrap();
+    fleet.server.restart().unwrap();
+    let newcomer = fleet.open();
+    assert!(newcomer.open_by_hand(admin()).await.unwrap());
+    hold(&newcomer, &key, "since").await;
+    drain(&newcomer, &archive, 100).await;
+    fleet.server.command(&["FLUSHALL"]).unwrap();
+    assert_eq!(restore(&newcomer, &archive).await.keys, 1);
+    let restored = newcomer.key(&key.id).await.unwrap().unwrap();
+    assert!(restored.revoked_at_ms.is_some(), "{restored:?}");
 }

@@ -1,15 +1,16 @@
 //! An archive that somebody wrote to beside its drainers restores nothing, and says what was altered.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use keybrake::audit::Archive;
 use keybrake::audit::archive::{ArchiveReport, Signatures};
-use keybrake::audit::{Archive, Restore};
 use keybrake::clock::SystemClock;
 use keybrake::error::ErrorKind;
 use keybrake::ledger::{Ledger, MemoryLedger};
 use keybrake_testkit::redis::Persistence;
 use keybrake_tests::archives::{Place, drain, lively};
-use keybrake_tests::books::{self, DOLLAR, admin, call, charged, lifetime, reserve};
+use keybrake_tests::books::{self, DOLLAR, admin, charged, lifetime};
 use keybrake_tests::fleet::{Fleet, used_and_held};
+use keybrake_tests::restoring::{hold, refusal, restore};
 
 fn sql(place: &Place, text: &str) {
     let url = place.url();
@@ -43,8 +44,7 @@ async fn a_record_or_an_event_that_was_altered_is_named_and_nothing_is_restored(
         report.is_clean() && report.signatures == Signatures::Good,
         "{report:?}"
     );
-    let restored = Restore::new(&ledger, &archive).await.unwrap().run(|_| {}).await;
-    assert_eq!(restored.unwrap().calls, 0);
+    assert_eq!(restore(&ledger, &archive).await.calls, 0);
 
     for table in ["keybrake_record", "keybrake_event"] {
         sql(
@@ -75,6 +75,11 @@ async fn a_record_or_an_event_that_was_altered_is_named_and_nothing_is_restored(
             "call one-held",
             "UPDATE keybrake_record SET (value, seal) = (SELECT value, seal FROM keybrake_record WHERE name = 'one-declined') WHERE name = 'one-held'",
         ),
+        // An event that was lost, under a number that no drainer gives.
+        (
+            "event -1",
+            "INSERT INTO keybrake_event SELECT log, -1, seq, history + 9, 1, at_ms, kind, call_id, joining_id, run, value, seal FROM keybrake_event WHERE call_id = 'one-held' LIMIT 1",
+        ),
         // Nobody finds the event by its call any more.
         (
             "event ",
@@ -90,14 +95,9 @@ async fn a_record_or_an_event_that_was_altered_is_named_and_nothing_is_restored(
             "{how}: {:?}",
             report.altered
         );
-        let refused = Restore::new(&ledger, &archive)
-            .await
-            .unwrap()
-            .run(|_| {})
-            .await
-            .unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::LedgerCorrupt, "{how}");
-        assert!(refused.to_string().contains(name), "{refused}");
+        let (kind, text) = refusal(&ledger, &archive).await;
+        assert_eq!(kind, ErrorKind::LedgerCorrupt, "{how}");
+        assert!(text.contains(name), "{text}");
         for table in ["keybrake_record", "keybrake_event"] {
             sql(
                 &place,
@@ -115,14 +115,8 @@ async fn a_record_of_before_is_not_taken_for_the_last() {
     let place = Place::sqlite();
     let archive = place.open().await;
     let (ledger, key) = fleet.with_key(50 * DOLLAR).await;
-    reserve(&ledger, call(&key, "small", DOLLAR))
-        .await
-        .unwrap()
-        .unwrap();
-    reserve(&ledger, call(&key, "other", DOLLAR))
-        .await
-        .unwrap()
-        .unwrap();
+    hold(&ledger, &key, "small").await;
+    hold(&ledger, &key, "other").await;
     drain(&ledger, &archive, 100).await;
     sql(
         &place,
@@ -136,12 +130,7 @@ async fn a_record_of_before_is_not_taken_for_the_last() {
         "DELETE FROM keybrake_record WHERE name = 'small'; INSERT INTO keybrake_record SELECT * FROM before",
     );
     fleet.server.command(&["FLUSHALL"]).unwrap();
-    let restored = Restore::new(&ledger, &archive)
-        .await
-        .unwrap()
-        .run(|_| {})
-        .await
-        .unwrap();
+    let restored = restore(&ledger, &archive).await;
     assert_eq!(restored.calls, 1, "the other");
     assert!(
         restored.not_archived.contains(&(settled_seq, settled_seq)),

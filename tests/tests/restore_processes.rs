@@ -9,13 +9,11 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
 
 use keybrake::SystemClock;
-use keybrake::brake::{CallContext, KeyOrigin};
 use keybrake::clock::Clock as _;
 use keybrake::error::ErrorKind;
-use keybrake::facade::{IssuedKey, Keybrake};
+use keybrake::facade::Keybrake;
 use keybrake::ledger::redis::RedisLedger;
 use keybrake::ledger::{EventKind, Ledger, Life, StopScope};
 use keybrake::policy::{Code, Policy};
@@ -26,7 +24,7 @@ use keybrake_tests::archives::{Place, drain};
 use keybrake_tests::books::{self, DOLLAR, admin, call, charged, lifetime};
 use keybrake_tests::fleet::{Fleet, books_agree, events_of, used_and_held};
 use keybrake_tests::processes::{Chance, Worker};
-use keybrake_tests::{Ended, ended, noon_zone, post, refunds};
+use keybrake_tests::{noon_zone, refund, refunds};
 
 const MASTER: &str = "a master key of more than 32 characters";
 const RESTORER: &str = env!("CARGO_BIN_EXE_restore_worker");
@@ -137,18 +135,6 @@ async fn keybrake(ledger: &str, stripe: &Simulator) -> Keybrake {
         .build()
         .await
         .unwrap()
-}
-
-async fn refund(kb: &Keybrake, key: &IssuedKey, step: &str, form: &str) -> Ended {
-    let mut call = post("/v1/refunds", form);
-    let bearer = format!("Bearer {}", key.token.expose());
-    call.headers.push(("Authorization".to_owned(), bearer));
-    let context = CallContext {
-        step: Some(step.to_owned()),
-        key_origin: KeyOrigin::Generated,
-        ..CallContext::default()
-    };
-    ended(kb.shell().send(call, context, Duration::ZERO).await.unwrap())
 }
 
 /// The server is empty; a process that was at work restores the ledger from the archive and says the rest itself. Another

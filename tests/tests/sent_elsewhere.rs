@@ -7,21 +7,16 @@
 
 use std::time::Duration;
 
-use keybrake::brake::{CallContext, Decision, KeyOrigin, Permit, Prepared, SendEnd};
+use keybrake::brake::{Decision, Permit, Prepared, SendEnd};
 use keybrake::client::{Answer, base_client};
 use keybrake::policy::Code;
 use keybrake::vendors::Reply;
-use keybrake_tests::{World, ended, post, refunds};
+use keybrake_tests::{World, ended, generated, post, refunds, signed};
 
 async fn decide(world: &World, charge: &str, wait: Duration) -> Decision {
-    let mut call = post("/v1/refunds", &format!("charge={charge}"));
-    let bearer = format!("Bearer {}", world.key.token.expose());
-    call.headers.push(("Authorization".to_owned(), bearer));
-    let context = CallContext {
-        key_origin: KeyOrigin::Generated,
-        ..CallContext::default()
-    };
-    world.kb.shell().authorize(call, context, wait).await.unwrap()
+    let call = signed(&world.key, post("/v1/refunds", &format!("charge={charge}")));
+    let decision = world.kb.shell().authorize(call, generated(None), wait).await;
+    decision.unwrap()
 }
 
 async fn permit(world: &World, charge: &str) -> Permit {

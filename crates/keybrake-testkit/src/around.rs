@@ -252,6 +252,16 @@ mod tests {
         assert_eq!(here, of_a_ledger);
     }
 
+    /// The same of the ledger that leases are spent from.
+    #[test]
+    fn every_method_of_a_ledger_is_answered_by_the_leased_one() {
+        let here = functions(
+            include_str!("../../keybrake/src/lease/mod.rs"),
+            "\nimpl Ledger for LeasedLedger",
+        );
+        assert_eq!(here, functions(TRAIT, "\npub trait Ledger"));
+    }
+
     /// What a double may change is asked of the double, and everything else of the ledger in it.
     #[test]
     fn what_a_double_may_change_is_asked_of_it() {

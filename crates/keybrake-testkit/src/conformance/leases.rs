@@ -35,6 +35,14 @@ fn calls(window: WindowKind, cap: i64) -> BudgetDef {
     budget(Scope::Lineage("a".into()), Unit::Calls, window, cap)
 }
 
+/// Two keys of one lineage with this budget; the first is the second's parent.
+async fn parent_and_child(world: &World, def: &BudgetDef) -> (Key, Key) {
+    let parent = world.key("a", std::slice::from_ref(def)).await;
+    let mut child = world.draft("a", std::slice::from_ref(def));
+    child.ancestors = vec![parent.id.clone()];
+    (parent, world.issue(child).await)
+}
+
 /// A read: counted, without an identity, and no money moves.
 fn read(world: &World, key: &Key) -> Call {
     let mut call = world.call(key, 0);

@@ -349,13 +349,7 @@ pub async fn lesson_14_declines_are_bounded(world: &World) {
 
 /// A success that the vendor marks as a replay of a call that is settled already counts nothing new.
 pub async fn lesson_15_a_replayed_success_counts_nothing_new(world: &World) {
-    let def = budget(
-        Scope::Lineage("a".into()),
-        Unit::Usd,
-        WindowKind::Lifetime,
-        100_000_000,
-    );
-    let key = world.key("a", std::slice::from_ref(&def)).await;
+    let (def, key) = world.capped(WindowKind::Lifetime, 100_000_000).await;
     let first = world.granted(&world.call(&key, 20).caller_key("order-7")).await;
     let mut charged_once = settlement(&first, charged(20));
     charged_once.facts.vendor_object = Some("re_1".to_owned());
@@ -392,8 +386,7 @@ pub async fn lesson_17_the_ledgers_clock_decides_expiry(world: &World) {
 
 /// A refusal among 3,000 holds costs what it costs among few.
 pub async fn lesson_18_a_denial_is_flat_in_holds(world: &World) {
-    let full = budget(Scope::Lineage("a".into()), Unit::Usd, WindowKind::Lifetime, 0);
-    let looping = world.key("a", std::slice::from_ref(&full)).await;
+    let (_, looping) = world.capped(WindowKind::Lifetime, 0).await;
     let few = fastest(world, &looping).await;
     let wide = budget(
         Scope::Lineage("b".into()),

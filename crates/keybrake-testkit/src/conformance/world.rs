@@ -94,6 +94,13 @@ impl World {
         self.try_issue(self.draft(lineage, budgets)).await.unwrap()
     }
 
+    /// Issues a key of lineage `a` whose only budget is a cap on dollars.
+    pub async fn capped(&self, window: WindowKind, cap: i64) -> (BudgetDef, Key) {
+        let def = budget(Scope::Lineage("a".to_owned()), Unit::Usd, window, cap);
+        let key = self.key("a", std::slice::from_ref(&def)).await;
+        (def, key)
+    }
+
     /// Issues a key as drafted.
     pub async fn issue(&self, key: Key) -> Key {
         self.try_issue(key).await.unwrap()

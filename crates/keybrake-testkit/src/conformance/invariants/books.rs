@@ -246,13 +246,7 @@ pub async fn invariant_05_settles_into_the_window_that_reserved_it(world: &World
 
 /// A rolling day forgets what is 24 hours old, to the bucket, and counts a late settlement where it was reserved.
 pub async fn invariant_05_rolling_buckets_keep_their_place(world: &World) {
-    let def = budget(
-        Scope::Lineage("a".into()),
-        Unit::Usd,
-        WindowKind::Rolling24h,
-        100_000_000,
-    );
-    let key = world.key("a", std::slice::from_ref(&def)).await;
+    let (def, key) = world.capped(WindowKind::Rolling24h, 100_000_000).await;
     let morning = world.granted(&world.call(&key, 60)).await;
     world.clock.advance_ms(20 * HOUR_MS);
     let evening = world.granted(&world.call(&key, 40)).await;
@@ -280,13 +274,7 @@ pub async fn invariant_05_rolling_buckets_keep_their_place(world: &World) {
 
 /// Nothing but a proof ends a hold: no timeout, sweep, revocation, stop, expiry or end of the window.
 pub async fn invariant_06_a_hold_ends_by_proof_only(world: &World) {
-    let def = budget(
-        Scope::Lineage("a".into()),
-        Unit::Usd,
-        WindowKind::Lifetime,
-        100_000_000,
-    );
-    let key = world.key("a", std::slice::from_ref(&def)).await;
+    let (def, key) = world.capped(WindowKind::Lifetime, 100_000_000).await;
     let grant = world.granted(&world.call(&key, 30).step("s")).await;
     world.settle(&grant, no_proof("timeout")).await;
     assert_eq!(world.used_held(&def).await, (0, 30), "after a timeout");

@@ -97,13 +97,7 @@ pub async fn invariant_13_checkpoints_and_events_are_the_counters(world: &World)
 
 /// A reserve among 5,000 holds and 500 keys costs what it costs among a few.
 pub async fn invariant_14_reserve_is_flat(world: &World) {
-    let def = budget(
-        Scope::Lineage("a".into()),
-        Unit::Usd,
-        WindowKind::Lifetime,
-        i64::MAX,
-    );
-    let key = world.key("a", std::slice::from_ref(&def)).await;
+    let (_, key) = world.capped(WindowKind::Lifetime, i64::MAX).await;
     let few = fastest(world, &key).await;
     for number in 0..500 {
         let lineage = format!("l{number}");
@@ -167,13 +161,7 @@ pub async fn invariant_15_a_late_permit_is_asked_for_anew(world: &World) {
 /// The vendor forgets a key after a day, so an unknown call is joined for 23 hours and never later: an attempt under a
 /// forgotten key would be a second spend.
 pub async fn invariant_03_an_unknown_call_is_joined_for_23_hours(world: &World) {
-    let def = budget(
-        Scope::Lineage("a".into()),
-        Unit::Usd,
-        WindowKind::Lifetime,
-        1_000_000_000,
-    );
-    let key = world.key("a", std::slice::from_ref(&def)).await;
+    let (def, key) = world.capped(WindowKind::Lifetime, 1_000_000_000).await;
     let call = world.call(&key, 10).step("one");
     let first = world.granted(&call).await;
     world.clock.advance_ms(23 * 3_600_000 - 1);
@@ -200,13 +188,7 @@ pub async fn invariant_03_an_unknown_call_is_joined_for_23_hours(world: &World) 
 /// A step that joined another's unknown call is one spend with it, also after that call was found absent and the other
 /// step has tried it again under the same vendor key: two holds for one key would count its one movement twice.
 pub async fn invariant_03_a_spend_that_was_joined_stays_one(world: &World) {
-    let def = budget(
-        Scope::Lineage("a".into()),
-        Unit::Usd,
-        WindowKind::Lifetime,
-        1_000_000_000,
-    );
-    let key = world.key("a", std::slice::from_ref(&def)).await;
+    let (def, key) = world.capped(WindowKind::Lifetime, 1_000_000_000).await;
     let one = world.call(&key, 10).step("one");
     let first = world.granted(&one).await;
     world.clock.advance_ms(HOLD_MS);
@@ -233,13 +215,7 @@ pub async fn invariant_03_a_spend_that_was_joined_stays_one(world: &World) {
 
 /// Another attempt that began after the listing makes the listing prove nothing.
 pub async fn invariant_06_absence_is_of_the_attempts_that_were_known(world: &World) {
-    let def = budget(
-        Scope::Lineage("a".into()),
-        Unit::Usd,
-        WindowKind::Lifetime,
-        1_000_000_000,
-    );
-    let key = world.key("a", std::slice::from_ref(&def)).await;
+    let (def, key) = world.capped(WindowKind::Lifetime, 1_000_000_000).await;
     let call = world.call(&key, 10).step("one");
     let first = world.granted(&call).await;
     world.clock.advance_ms(HOLD_MS);
@@ -256,13 +232,7 @@ pub async fn invariant_06_absence_is_of_the_attempts_that_were_known(world: &Wor
 
 /// An identity is kept for 30 days after its last change, and as long as anything of it is open.
 pub async fn invariant_16_identities_outlive_their_holds(world: &World) {
-    let def = budget(
-        Scope::Lineage("a".into()),
-        Unit::Usd,
-        WindowKind::Lifetime,
-        1_000_000_000,
-    );
-    let key = world.key("a", std::slice::from_ref(&def)).await;
+    let (def, key) = world.capped(WindowKind::Lifetime, 1_000_000_000).await;
     let open = world.call(&key, 10).step("open");
     let first = world.granted(&open).await;
     let done = world.call(&key, 11).step("done");

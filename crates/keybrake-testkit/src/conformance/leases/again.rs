@@ -9,7 +9,7 @@ use keybrake::ledger::{CallAssertion, LeaseAnswer, Reassertion, Reservation, Sta
 
 use super::super::World;
 use super::super::world::{Key, charged, note};
-use super::{Holder, OVER_MS, TTL_MS, calls, since};
+use super::{Holder, OVER_MS, TTL_MS, calls, parent_and_child, since};
 
 /// A lease as another ledger has it, that this one never saw: the one given, under another name.
 fn lost(of: &Reservation, id: &str) -> Reservation {
@@ -102,10 +102,7 @@ pub async fn a_lease_that_is_said_again_goes_on_from_its_last_step(world: &World
 /// A stop finds a lease that was said again, as it finds any other; one that had ended is not waited for.
 pub async fn a_stop_waits_for_a_lease_that_was_said_again(world: &World) {
     let day = calls(WindowKind::Day, 8_000);
-    let parent = world.key("a", std::slice::from_ref(&day)).await;
-    let mut child = world.draft("a", std::slice::from_ref(&day));
-    child.ancestors = vec![parent.id.clone()];
-    let child = world.issue(child).await;
+    let (parent, child) = parent_and_child(world, &day).await;
     let mut holder = Holder::new(world, &child, "lease");
     holder.held(0, 20).await;
     let held = world.lease_of("lease").await;

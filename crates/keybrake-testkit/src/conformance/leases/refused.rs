@@ -7,7 +7,7 @@ use keybrake::policy::Code;
 
 use super::super::World;
 use super::super::world::{charged, note};
-use super::{Holder, TTL_MS, calls, read, since};
+use super::{Holder, TTL_MS, calls, parent_and_child, read, since};
 
 /// After a stop a lease is not prolonged; the stop returns when it is given back, or after the lease's time to live.
 pub async fn a_stop_refuses_a_renewal_and_waits_for_the_lease(world: &World) {
@@ -84,10 +84,7 @@ pub async fn a_lowered_cap_refuses_a_renewal(world: &World) {
 pub async fn a_key_has_so_many_leases_below_it_and_no_more(world: &World) {
     const MOST: usize = 256;
     let day = calls(WindowKind::Day, 1_000_000);
-    let parent = world.key("a", std::slice::from_ref(&day)).await;
-    let mut child = world.draft("a", std::slice::from_ref(&day));
-    child.ancestors = vec![parent.id.clone()];
-    let child = world.issue(child).await;
+    let (parent, child) = parent_and_child(world, &day).await;
     for number in 0..MOST {
         let key = if number % 2 == 0 { &parent } else { &child };
         Holder::new(world, key, &format!("lease-{number}"))
@@ -108,10 +105,7 @@ pub async fn a_key_has_so_many_leases_below_it_and_no_more(world: &World) {
 /// Revoking a parent ends the leases of its children, and waits for them.
 pub async fn a_revocation_waits_for_the_leases_of_descendants(world: &World) {
     let day = calls(WindowKind::Day, 800);
-    let parent = world.key("a", std::slice::from_ref(&day)).await;
-    let mut child = world.draft("a", std::slice::from_ref(&day));
-    child.ancestors = vec![parent.id.clone()];
-    let child = world.issue(child).await;
+    let (parent, child) = parent_and_child(world, &day).await;
     let other = world.key("a", std::slice::from_ref(&day)).await;
     let mut holder = Holder::new(world, &child, "lease");
     holder.held(0, 10).await;

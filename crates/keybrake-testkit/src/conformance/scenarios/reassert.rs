@@ -133,13 +133,7 @@ pub async fn reassert_takes_over_what_was_decided(world: &World) {
 
 /// Every state against every other, whichever stands and whichever is claimed.
 pub async fn reassert_merges_by_rank(world: &World) {
-    let def = budget(
-        Scope::Lineage("a".to_owned()),
-        Unit::Usd,
-        WindowKind::Rolling24h,
-        1_000_000_000,
-    );
-    let key = world.key("a", std::slice::from_ref(&def)).await;
+    let (def, key) = world.capped(WindowKind::Rolling24h, 1_000_000_000).await;
     let ranked = [
         State::Held,
         State::Unknown,

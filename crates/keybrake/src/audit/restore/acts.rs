@@ -1,4 +1,4 @@
-//! Stops and caps, by the last act on each that is known: a person's act is said again only when no later one is known.
+//! Stops, caps and revocations, by the last act on each that is known: a person's act is said again only when no later one is known.
 
 use std::collections::BTreeMap;
 
@@ -21,6 +21,8 @@ const REMEMBERED_MS: i64 = 86_400_000;
 pub(super) struct Acts {
     stops: BTreeMap<String, Last<StopAssertion>>,
     caps: BTreeMap<String, Last<i64>>,
+    /// Nothing undoes a revocation, so the first one stands.
+    revoked: BTreeMap<String, i64>,
     standing: Vec<StopScope>,
     now_ms: i64,
 }
@@ -94,6 +96,10 @@ impl Acts {
                     last(&mut self.stops, &act.subject, Last { at_ms, there, what });
                 }
             }
+            "revoke" => {
+                let first = self.revoked.entry(act.subject.clone()).or_insert(at_ms);
+                *first = at_ms.min(*first);
+            }
             "put_budget" => {
                 if let Some(what) = act.detail.get("cap").and_then(Value::as_i64) {
                     last(&mut self.caps, &act.subject, Last { at_ms, there, what });
@@ -113,6 +119,12 @@ impl Acts {
             !last.there && !nothing_to_end
         });
         lacked.map(|last| last.what.clone()).collect()
+    }
+
+    /// When this key was revoked, by the act: a drainer that came after the ledger had lost that took the key as it was
+    /// before.
+    pub(super) fn revoked_at_ms(&self, key_id: &str) -> Option<i64> {
+        self.revoked.get(key_id).copied()
     }
 
     /// A cap that was set by a person and that the ledger lacks, and when.

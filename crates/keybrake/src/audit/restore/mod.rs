@@ -178,9 +178,11 @@ impl<'a> Restore<'a> {
             missing: Vec::new(),
         };
         restored.budgets = self.budgets(&state, &acts).await?;
-        restored.keys = self.keys(&state).await?;
+        restored.keys = self.keys(&state, &acts).await?;
         self.calls(&state, &mut restored, &mut seen).await?;
-        self.cover(&state, &part, &restored.not_archived).await?;
+        let mut without = self.gaps(&state, 0).await?;
+        without.extend(&restored.not_archived);
+        self.cover(&state, &part, &without).await?;
         restored.life = self.ledger.life().await?;
         restored.missing = self.ledger.missing_events().await?;
         Ok(restored)
@@ -286,10 +288,14 @@ impl<'a> Restore<'a> {
         self.say_all(&lacked, said).await
     }
 
-    async fn keys(&self, state: &LogState) -> Result<u64> {
+    async fn keys(&self, state: &LogState, acts: &Acts) -> Result<u64> {
         let there = self.ledger.keys().await?;
         let there: BTreeMap<&str, &KeyRecord> = there.iter().map(|key| (key.id.as_str(), key)).collect();
-        let lacked = self.archive.keys(state.log).await?.into_iter().filter(|key| {
+        let kept = self.archive.keys(state.log).await?.into_iter().map(|mut key| {
+            key.revoked_at_ms = key.revoked_at_ms.or_else(|| acts.revoked_at_ms(&key.id));
+            key
+        });
+        let lacked = kept.filter(|key| {
             there
                 .get(key.id.as_str())
                 .is_none_or(|own| key.revoked_at_ms.is_some() && own.revoked_at_ms.is_none())
@@ -388,7 +394,8 @@ impl<'a> Restore<'a> {
     }
 
     /// A closed ledger waits no longer for what was said again, whoever has seen it: of each era what the archive has of it.
-    /// Under the same numbers another era may have other events, which nobody has said again.
+    /// Under the same numbers another era may have other events, which nobody has said again. `without`: what was never
+    /// drained of any era.
     async fn cover(&self, state: &LogState, part: &ArchivedPart, without: &[(u64, u64)]) -> Result<()> {
         let all = (part.after_seq.saturating_add(1), part.upto_seq);
         let notes = self.archive.notes(state.log).await?;

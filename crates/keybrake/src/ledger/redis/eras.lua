@@ -29,6 +29,11 @@ local function have(epoch)
   return 'have:' .. epoch .. ':'
 end
 
+-- A version that nobody has a copy of, also of what was lost after this one.
+local function beyond(version)
+  return whole(math.max(server_ms(), tonumber(version) + 1))
+end
+
 -- Begins an era with the events that are here, in this run of the server. Its own are numbered after `start`.
 local function begin_era(p, l, run, epoch, start)
   local eras = eras_before(p)
@@ -48,7 +53,7 @@ local function begin_era(p, l, run, epoch, start)
   l.epoch, l.from, l.start, l.of = epoch, l.seq, start, short(run)
   l.seq = start
   -- A version of the stops that nobody has a copy of: those that were lost counted on as this one would.
-  l.sv = whole(math.max(server_ms(), tonumber(l.sv) + 1))
+  l.sv = beyond(l.sv)
   local era = epoch .. ':' .. whole(l.from) .. ':' .. whole(start) .. ':' .. l.of
   redis.call('HSET', p.meta, 'eras', table.concat(texts, ','), 'era', era, 'seq', whole(start), 'sv',
              l.sv)

@@ -17,7 +17,7 @@
 //! | `o:<object>` | what is known of a vendor object | " |
 //! | `f:<page>:<object>` | its final contributors | " |
 //! | `c:<seq>` | a checkpoint | " |
-//! | `n:<random>` | the mark of an administrator's step that ran, for an hour | " |
+//! | `n:<random>` | the mark of an administrator's step that ran, for ten minutes | " |
 
 use std::sync::Arc;
 

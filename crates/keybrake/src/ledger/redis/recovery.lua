@@ -86,6 +86,8 @@ local function open(keys, argv)
   local run = identity()
   if id ~= l.id or l.open then return about(keys) end
   if why == 'person' then
+    -- Caps that were lost are not said again, and keys are known by them: nobody has a copy of this version.
+    redis.call('HSET', p.meta, 'gv', beyond(l.gv))
     redis.call('HINCRBY', p.meta, 'hand', '1')
     if l.lost > l.seq then
       leave_gap(p, l, run, epoch, l.lost, event)

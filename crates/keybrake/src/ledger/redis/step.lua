@@ -2,20 +2,25 @@
 -- what they found, and what they want to write. Everything that was read is compared and every finding is looked at
 -- again; then either all of it is written, or nothing is and the answer says what is different now. So no rule stands here.
 
--- What differs from what was read, of records that stand in pairs of name and text after `at`: number and present text,
--- '' where there is none.
-local function other_fields_of(records, argv, at, count)
-  local names, out = {}, {}
-  for i = 1, count do names[i] = argv[at + 2 * i - 1] end
-  local present = fields_of(records, names, 1, count)
+-- Of what is present, what differs from what was read: number and present text, '' where there is none.
+local function different(present, count, read)
+  local out = {}
   for i = 1, count do
     local is = present[i] or ''
-    if is ~= argv[at + 2 * i] then
+    if is ~= read(i) then
       out[#out + 1] = whole(i)
       out[#out + 1] = is
     end
   end
   return out
+end
+
+-- The same of records that stand in pairs of name and text after `at`.
+local function other_fields_of(records, argv, at, count)
+  local names = {}
+  for i = 1, count do names[i] = argv[at + 2 * i - 1] end
+  local present = fields_of(records, names, 1, count)
+  return different(present, count, function(i) return argv[at + 2 * i] end)
 end
 
 -- Deadlines that have passed and that the step does not deal with. Its listings stand in the arguments after `at`.
@@ -111,16 +116,10 @@ end
 -- What is different now, for a step that is not written. Of the records that are keys of their own: number and present
 -- text, '' where there is none. After `at` stands what those were of which there was one; they are the last.
 local function other_texts_of(keys, place_count, argv, at, absent, present)
-  local out = {}
   local texts = texts_of(keys, place_count + 1, place_count + absent + present)
-  for i = 1, absent + present do
-    local is = texts[i] or ''
-    if is ~= (i > absent and argv[at + i - absent] or '') then
-      out[#out + 1] = whole(i)
-      out[#out + 1] = is
-    end
-  end
-  return out
+  return different(texts, absent + present, function(i)
+    return i > absent and argv[at + i - absent] or ''
+  end)
 end
 
 local function present_counters(counters, count)
