@@ -2,7 +2,8 @@
 //! whoever reports only afterwards misses nothing that was restored.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use keybrake::audit::Archive;
+use keybrake::audit::drain::trim;
+use keybrake::audit::{Archive, Drain, DrainOptions};
 use keybrake::error::ErrorKind;
 use keybrake::ledger::redis::RedisLedger;
 use keybrake::ledger::{KeyRecord, Ledger, Life};
@@ -144,7 +145,26 @@ async fn a_revocation_that_was_drained_and_lost_is_restored() {
     let newcomer = fleet.open();
     assert!(newcomer.open_by_hand(admin()).await.unwrap());
     hold(&newcomer, &key, "since").await;
-    drain(&newcomer, &archive, 100).await;
+    // Somebody else's archive has it too, and what both need no more is gone: all keys are read again over the gap.
+    let other = Place::sqlite();
+    drain(&newcomer, &other.open().await, 100).await;
+    hold(&newcomer, &key, "later").await;
+    trim(&newcomer, 0).await.unwrap();
+    let options = DrainOptions {
+        accept_gap: true,
+        ..DrainOptions::default()
+    };
+    let mut late = Drain::new(&newcomer, &archive, options).await.unwrap();
+    late.run(|_| {}).await.unwrap();
+    let kept = archive.logs().await.unwrap().remove(0);
+    assert!(
+        archive
+            .notes(kept.log)
+            .await
+            .unwrap()
+            .iter()
+            .any(|note| note.kind == "gap")
+    );
     fleet.server.command(&["FLUSHALL"]).unwrap();
     assert_eq!(restore(&newcomer, &archive).await.keys, 1);
     let restored = newcomer.key(&key.id).await.unwrap().unwrap();

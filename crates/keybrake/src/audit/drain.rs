@@ -127,13 +127,15 @@ impl<'a> Drain<'a> {
                 }
             };
             check_order(&events)?;
+            let records = self.records(&events, gap).await?;
+            // Asked last: the ledger that still has the events is the one that answered in between.
             let eras = if events.is_empty() {
                 Vec::new()
             } else {
                 self.ledger.backlog().await?.eras
             };
-            if !events.is_empty() && !only_grew(&self.eras, &eras) {
-                // Another era began since it was asked last: these events may be of the one before, and gone.
+            if !events.is_empty() && !(same_eras(&self.eras, &eras) && reach(&eras, &events)) {
+                // Another era began since it was asked last, or will: these events may be of the one before, and gone.
                 self.eras = eras;
                 continue;
             }
@@ -142,7 +144,7 @@ impl<'a> Drain<'a> {
             let batch = Batch {
                 records: Records {
                     eras: eras_of(&events, &eras),
-                    ..self.records(&events, gap).await?
+                    ..records
                 },
                 checkpoints: if caught_up {
                     self.new_checkpoints(&state).await?
@@ -477,8 +479,16 @@ pub(super) fn same(event: &Event, kept: &Event) -> Result<bool> {
     Ok(read == *kept)
 }
 
+/// Whether the last of these events is in one of the eras. A ledger that knows none has lost none.
+fn reach(eras: &[EraRange], events: &[Event]) -> bool {
+    let Some(last) = events.last().map(|event| event.seq) else {
+        return true;
+    };
+    eras.is_empty() || eras.iter().any(|era| era.first <= last && last <= era.last)
+}
+
 /// Whether a log has the same eras as before.
-fn only_grew(before: &[EraRange], now: &[EraRange]) -> bool {
+fn same_eras(before: &[EraRange], now: &[EraRange]) -> bool {
     let names = |eras: &[EraRange]| -> Vec<u64> { eras.iter().map(|range| range.era).collect() };
     names(before) == names(now)
 }
