@@ -175,17 +175,18 @@ pub async fn reserve(
 
 /// Reserves what is asked of a key, with the key read again if the ledger has another version of it, as after it was opened
 /// by hand.
-pub async fn granted(
+pub async fn reserve_anew(
     ledger: &dyn Ledger,
     key: &KeyRecord,
     asked: impl Fn(&KeyRecord) -> ReserveRequest,
-) -> keybrake::Result<Grant> {
-    let mut answer = reserve(ledger, asked(key)).await?;
-    if answer.as_ref().is_err_and(|why| why == "Stale") {
-        let key = ledger.key(&key.id).await?.unwrap();
-        answer = reserve(ledger, asked(&key)).await?;
+) -> keybrake::Result<Result<Grant, String>> {
+    let answer = reserve(ledger, asked(key)).await?;
+    if answer.as_ref().is_err_and(|why| why == "Stale")
+        && let Some(key) = ledger.key(&key.id).await?
+    {
+        return reserve(ledger, asked(&key)).await;
     }
-    Ok(answer.unwrap())
+    Ok(answer)
 }
 
 /// What an attempt proved.

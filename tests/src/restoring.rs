@@ -54,7 +54,7 @@ pub async fn spend(ledger: &dyn Ledger, key: &KeyRecord, id: &str) {
 /// A dollar that is reserved.
 pub async fn hold(ledger: &dyn Ledger, key: &KeyRecord, id: &str) {
     let asked = |key: &KeyRecord| call(key, id, DOLLAR);
-    books::granted(ledger, key, asked).await.unwrap();
+    books::reserve_anew(ledger, key, asked).await.unwrap().unwrap();
 }
 
 /// A read from beginning to end.

@@ -9,7 +9,7 @@ use keybrake::ErrorKind;
 use keybrake::ledger::redis::RedisLedger;
 use keybrake::ledger::{EventKind, KeyRecord, Ledger};
 use keybrake_testkit::redis::{Persistence, RedisOptions, RedisServer, Reply};
-use keybrake_tests::books::{DOLLAR, admin, call, granted};
+use keybrake_tests::books::{DOLLAR, admin, call, reserve_anew};
 use keybrake_tests::fleet::{self, books_agree, events_of, used_and_held};
 
 fn two_servers() -> [RedisServer; 2] {
@@ -36,7 +36,8 @@ fn promote(server: &RedisServer) {
 }
 
 async fn hold(ledger: &RedisLedger, key: &KeyRecord, id: &str) {
-    granted(ledger, key, |key| call(key, id, DOLLAR)).await.unwrap();
+    let asked = |key: &KeyRecord| call(key, id, DOLLAR);
+    reserve_anew(ledger, key, asked).await.unwrap().unwrap();
 }
 
 async fn assert_closed(ledger: &RedisLedger, key: &KeyRecord, why: &str) {

@@ -1,5 +1,6 @@
 //! A process whose answer was lost does not know what it did, but that it is done. It remembers it nevertheless: a server
 //! that comes back without it is told again.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use keybrake::clock::{Clock as _, SystemClock};
 use keybrake::ledger::redis::RedisLedger;

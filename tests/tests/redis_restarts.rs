@@ -14,7 +14,8 @@ use keybrake_tests::processes::{Chance, Worker};
 const WORKER: &str = env!("CARGO_BIN_EXE_ledger_worker");
 
 async fn spend(ledger: &RedisLedger, key: &KeyRecord, id: &str) -> keybrake::Result<()> {
-    books::granted(ledger, key, |key| books::call(key, id, DOLLAR)).await?;
+    let asked = |key: &KeyRecord| books::call(key, id, DOLLAR);
+    books::reserve_anew(ledger, key, asked).await?.unwrap();
     ledger.settle(books::charged(id, DOLLAR)).await?;
     Ok(())
 }

@@ -134,7 +134,8 @@ impl<'a> Drain<'a> {
             } else {
                 self.ledger.backlog().await?.eras
             };
-            if !events.is_empty() && !(same_eras(&self.eras, &eras) && reach(&eras, &events)) {
+            let there = same_eras(&self.eras, &eras) && reach(&eras, &events);
+            if !events.is_empty() && !there {
                 // Another era began since it was asked last, or will: these events may be of the one before, and gone.
                 self.eras = eras;
                 continue;
