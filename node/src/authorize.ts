@@ -74,7 +74,6 @@ export async function authorize(
 export class Permit {
   readonly #permitted: Permitted;
   readonly #call: WebCall;
-  #handed = false;
   /** The call, as in the audit. */
   readonly callId: string;
   /** What is reserved for it, in dollars. */
@@ -109,14 +108,14 @@ export class Permit {
   /**
    * Sends it, once, by a `fetch` (any that takes a URL and an init), reads the reply whole and settles. Whatever that
    * `fetch` throws is thrown, and the call is then `unknown`: nobody can tell from outside whether anything left. The
-   * signal of the authorised call aborts it. Until it has ended, only `lost` is taken.
+   * signal of the authorised call aborts it. Until it has ended, `settle` and `neverSent` are refused, and `lost` is taken.
    *
    * The platform's `fetch` itself repeats a request that was answered 421, which says that it was not carried out.
    */
   async send(by: Fetching = fetch): Promise<Response> {
     const mine = this.#call.signal ?? new AbortController().signal;
     // Handed out by `request()`, it may be out already: then only its own end settles it.
-    if (mine.aborted && !this.#handed) {
+    if (mine.aborted && !this.#permitted.permit.handedOut) {
       await this.neverSent();
       throw mine.reason;
     }
@@ -132,7 +131,7 @@ export class Permit {
     try {
       const reply = await by(url, { ...init, signal: given.signal });
       const body = new Uint8Array(await reply.arrayBuffer());
-      return await this.settle({ status: reply.status, headers: reply.headers, body });
+      return await this.#settle({ status: reply.status, headers: reply.headers, body }, true);
     } catch (error) {
       // Settled already when it was the books that failed; then this changes nothing.
       await this.lost(given.signal.aborted ? "cancelled" : "connection_lost").catch(() => {});
@@ -142,13 +141,18 @@ export class Permit {
     }
   }
 
-  /** The vendor answered. Answers the reply with Keybrake's headers on it; only then hand it on. */
+  /** The vendor answered what you sent. Answers the reply with Keybrake's headers on it; only then hand it on. */
   async settle(reply: Replied): Promise<Response> {
+    return this.#settle(reply, false);
+  }
+
+  async #settle(reply: Replied, sent: boolean): Promise<Response> {
     const body = "arrayBuffer" in reply ? new Uint8Array(await reply.arrayBuffer()) : bytesOf(reply.body);
     const headers = headersOf(reply.headers).filter(([name]) => !FRAMING.includes(name.toLowerCase()));
     if (!Number.isInteger(reply.status)) throw notAReply(`a status that is ${typeof reply.status}`);
     const { permit, settled } = this.#permitted;
-    return responseOf(await settled(permit.replied(reply.status, headers.flat(), body)), this.#call);
+    const settling = translated(() => permit.replied(reply.status, headers.flat(), body, sent));
+    return responseOf(await settled(settling), this.#call);
   }
 
   /** Nobody knows whether it was done: a timeout, a reset, an abort. It stays held as `unknown`. */
@@ -170,7 +174,6 @@ export class Permit {
     const { permit } = this.#permitted;
     const within = permit.sendWithinMs + permit.requestMs;
     const { method, url, headers, body } = translated(() => permit.handOut(sending));
-    this.#handed = true;
     const init = {
       method,
       headers: Object.fromEntries(pairs(headers)),

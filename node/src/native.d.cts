@@ -97,13 +97,16 @@ export declare class Permit {
   readonly micros: string;
   /** What to send, once; the vendor's real secret is among the headers, which are names and values in turn. */
   handOut(sending: boolean): { method: string; url: string; headers: string[]; body: Buffer };
+  /** Whether it was handed out: then it may have left. */
+  readonly handedOut: boolean;
   /** Whether its time was over before it was handed out. */
   readonly expired: boolean;
   /** How long it may still be sent; 0 when that is over. */
   readonly sendWithinMs: number;
   /** The longest the request may take. */
   readonly requestMs: number;
-  replied(status: number, headers: string[], body: Uint8Array): Promise<Answer>;
+  /** `sent` by `send`, else it is the word of whoever sent it. Throws for what is no reply. */
+  replied(status: number, headers: string[], body: Uint8Array, sent: boolean): Promise<Answer>;
   lost(reason: string): Promise<Answer>;
   neverSent(): Promise<Answer>;
 }

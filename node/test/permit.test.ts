@@ -38,6 +38,23 @@ test("never sent is refused while it is being sent: the hold stands, and the cap
   expect([await here.sim.moved(), await run.spent(), await run.held()]).toEqual([5000, "50.00", "0.00"]);
 });
 
+test("a reply that somebody makes up while it is being sent is refused; that it is lost is taken", async () => {
+  await using run = await here.kb.open({ policy });
+  await here.sim.fault("hold_until_released", { pathPrefix: "/v1/refunds" });
+  const permitted = await permit(run);
+  const sending = permitted.send();
+  await here.sim.waitHeld();
+  for (const status of [200, 400]) {
+    const made = permitted.settle({ status, headers: [], body: '{"error":{"type":"card_error"}}' });
+    expect(await rejection(made)).toBeInstanceOf(ConfigError);
+  }
+  expect(await run.held()).toBe("50.00");
+  expect((await permitted.lost("impatient")).verdict).toBe("unknown");
+  await here.sim.release();
+  expect(await rejection(sending)).toBeInstanceOf(ConfigError);
+  expect([await run.held(), await here.sim.movements()]).toEqual(["50.00", 1]);
+});
+
 test("once never sent is said, the request is not handed out any more, not even in the same turn", async () => {
   await using run = await here.kb.open({ policy });
   const permitted = await permit(run);
@@ -92,13 +109,17 @@ test("expired says that nothing left: never of what is being sent or was handed 
   await here.sim.fault("hold_until_released", { pathPrefix: "/v1/refunds", times: 1 });
   const sent = await permit(run, "ch_1");
   const handed = await permit(run, "ch_2");
-  const idle = await permit(run, "ch_3");
+  const late = await permit(run, "ch_3");
+  const idle = await permit(run, "ch_4");
   const sending = sent.send();
   handed.request();
   await here.sim.waitHeld();
   // Ten seconds of the ledger's clock, which cannot be moved from here: nothing else says that they are over.
   while (!idle.expired) await pause(50);
   expect([sent.expired, handed.expired]).toEqual([false, false]);
+  expect(() => late.request()).toThrow(/expired before it was sent/);
+  expect(late.expired).toBe(true);
+  await late.neverSent();
   expect(String(await rejection(idle.send()))).toMatch("nothing was sent");
   await here.sim.release();
   expect((await sending).status).toBe(200);
@@ -142,6 +163,8 @@ test("a foreign response settles; what is no reply is refused, and the permit st
     { status: 200, headers: [], body: { amount: 5000 } },
     { status: "200", headers: [], body: "{}" },
     { status: 200, body: "{}" },
+    { status: 200, headers: { "request-id": "req_1\nx-keybrake-replayed: true" }, body: "{}" },
+    { status: 200, headers: [["request-id\r", "req_1"]], body: "{}" },
   ])
     expect(await rejection(permitted.settle(wrong as never))).toBeInstanceOf(ConfigError);
   expect(await run.held()).toBe("50.00");

@@ -1,6 +1,5 @@
 //! An engine: a runtime with one worker, the ledger, and the client that sends.
 
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::answers::{Answers, Due, Ended};
 use crate::errors::{guarded, to_node};
-use crate::given_up::{Cancel, Overdue, given_up, until};
+use crate::given_up::{Cancel, Overdue, given_up};
 use crate::permit::Verdict;
 use crate::stream::Reading;
 
@@ -69,7 +68,7 @@ impl Engine {
     pub fn open<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
         let core = Arc::clone(&self.core);
         let work = async move { core.keybrake().await.map(|_| ()) };
-        self.worker.start(env, None, work, |()| ())
+        self.worker.promise(env, self.worker.unless_closed(work), |()| ())
     }
 
     /// One question or order to the ledger: JSON in, JSON out.
@@ -77,7 +76,8 @@ impl Engine {
     pub fn ask<'env>(&self, env: &'env Env, what: String, arguments: String) -> napi::Result<Object<'env>> {
         let core = Arc::clone(&self.core);
         let work = async move { ask::answer(&core, &what, &arguments).await };
-        self.worker.start(env, None, work, |text| text)
+        self.worker
+            .promise(env, self.worker.unless_closed(work), |text| text)
     }
 
     /// One governed call. What became of it is delivered under `number`. `headers` alternates names and values, as one
@@ -104,11 +104,7 @@ impl Engine {
         let outgoing = outgoing((&method, url, headers, body), &context, wait_ms)?;
         let (given_up, overdue) = given_up(cancel, most_ms);
         let core = Arc::clone(&self.core);
-        let work: Pin<Box<dyn Future<Output = _> + Send>> = if stream {
-            Box::pin(call::open_unless(core, outgoing, given_up))
-        } else {
-            Box::pin(call::send_unless(core, outgoing, given_up))
-        };
+        let work = call::make(core, outgoing, stream, given_up);
         let due = Due::new(&self.answers, number, Reading(self.worker.clone()));
         self.worker.deliver(due, overdue, work);
         Ok(())
@@ -128,10 +124,12 @@ impl Engine {
         cancel: Option<&Cancel>,
     ) -> napi::Result<Object<'env>> {
         let outgoing = outgoing((&method, url, headers, body), &context, wait_ms)?;
-        let work = permit::authorize(Arc::clone(&self.core), outgoing);
+        let (given_up, _) = given_up(cancel, 0);
+        let work = permit::authorize(Arc::clone(&self.core), outgoing, given_up);
         let settling = self.worker.clone();
+        let work = self.worker.unless_closed(work);
         self.worker
-            .start(env, cancel, work, |verdict| Verdict::new(verdict, settling))
+            .promise(env, work, |verdict| Verdict::new(verdict, settling))
     }
 
     /// Ends the engine: calls under way are given up (their holds stay), what is lazy is written down.
@@ -195,52 +193,8 @@ pub(crate) fn pairs(headers: Vec<String>) -> Vec<(String, String)> {
 }
 
 impl Worker {
-    /// Starts work whose end settles a promise on the thread that asked. Ended early by `cancel` or by closing: then
-    /// the request is aborted, and what it may have done stays held as unknown.
-    pub(crate) fn start<'env, T, J>(
-        &self,
-        env: &'env Env,
-        cancel: Option<&Cancel>,
-        work: impl Future<Output = Result<T>> + Send + 'static,
-        convert: impl FnOnce(T) -> J + Send + 'static,
-    ) -> napi::Result<Object<'env>>
-    where
-        T: Send + 'static,
-        J: ToNapiValue + 'static,
-    {
-        let work = until_closed(self.closing.subscribe(), work);
-        let cancelled = cancel.map(Cancel::heard);
-        let work = async move {
-            tokio::select! {
-                biased;
-                () = until(cancelled) => Err(gave_up()),
-                ended = work => ended,
-            }
-        };
-        self.settle(env, work, convert)
-    }
-
-    /// Starts work that closing waits for, two seconds at most: what it records must not be lost.
-    pub(crate) fn start_to_the_end<'env, T, J>(
-        &self,
-        env: &'env Env,
-        work: impl Future<Output = Result<T>> + Send + 'static,
-        convert: impl FnOnce(T) -> J + Send + 'static,
-    ) -> napi::Result<Object<'env>>
-    where
-        T: Send + 'static,
-        J: ToNapiValue + 'static,
-    {
-        let closing = self.closing.subscribe();
-        let work = async move {
-            let ended = Guarded::new(work).await;
-            drop(closing);
-            ended
-        };
-        self.settle(env, work, convert)
-    }
-
-    fn settle<'env, T, J>(
+    /// A promise of what the work ends with, settled on the thread that asked, in any case.
+    pub(crate) fn promise<'env, T, J>(
         &self,
         env: &'env Env,
         work: impl Future<Output = Result<T>> + Send + 'static,
@@ -263,7 +217,29 @@ impl Worker {
         Ok(promise)
     }
 
-    /// Starts a call whose end is delivered. Ended early by closing: then the request is aborted, as by `start`.
+    /// The work, ended early by closing: a request is then aborted, and what it may have done stays held as unknown.
+    pub(crate) fn unless_closed<T: 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> impl Future<Output = Result<T>> + Send + 'static {
+        until_closed(self.closing.subscribe(), work)
+    }
+
+    /// The work, which closing waits for, two seconds at most: what it records must not be lost.
+    pub(crate) fn to_the_end<T: 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> impl Future<Output = Result<T>> + Send + 'static {
+        let closing = self.closing.subscribe();
+        let work = Guarded::new(work);
+        async move {
+            let ended = work.await;
+            drop(closing);
+            ended
+        }
+    }
+
+    /// Starts a call whose end is delivered. Ended early by closing.
     fn deliver(
         &self,
         due: Due,
@@ -273,7 +249,7 @@ impl Worker {
         if *self.closing.borrow() {
             return drop(due);
         }
-        let work = until_closed(self.closing.subscribe(), work);
+        let work = self.unless_closed(work);
         self.handle.spawn(async move {
             let ended = work.await;
             due.deliver(ended, overdue.is());
@@ -299,10 +275,6 @@ impl<T> Drop for Promised<T> {
             settle(Err(closed()));
         }
     }
-}
-
-fn gave_up() -> Error {
-    Error::config("the caller gave this call up")
 }
 
 impl Drop for Engine {

@@ -30,13 +30,13 @@ impl Cancel {
         self.cancelled.send_replace(true);
     }
 
-    pub(crate) fn heard(&self) -> watch::Receiver<bool> {
+    fn heard(&self) -> watch::Receiver<bool> {
         self.cancelled.subscribe()
     }
 }
 
 /// Ends when it is cancelled, else never.
-pub(crate) async fn until(cancelled: Option<watch::Receiver<bool>>) {
+async fn until(cancelled: Option<watch::Receiver<bool>>) {
     if let Some(mut cancelled) = cancelled
         && cancelled.wait_for(|cancelled| *cancelled).await.is_ok()
     {

@@ -128,7 +128,14 @@ impl Permit {
         self.permit.request_ms()
     }
 
-    /// Records the vendor's reply, whole; `headers` alternates names and values.
+    /// Whether it was handed out: then it may have left.
+    #[napi(getter)]
+    pub fn handed_out(&self) -> bool {
+        self.permit.handed_out()
+    }
+
+    /// Records the vendor's reply, whole; `headers` alternates names and values. `sent` by `send`, else it is the word of
+    /// whoever sent it.
     #[napi(ts_return_type = "Promise<Answer>")]
     pub fn replied<'env>(
         &self,
@@ -136,29 +143,36 @@ impl Permit {
         status: u32,
         headers: Vec<String>,
         body: Uint8Array,
+        sent: bool,
     ) -> napi::Result<Object<'env>> {
         let status = u16::try_from(status).unwrap_or(0);
         let body = Bytes::copy_from_slice(&body);
-        self.settle(env, permit::replied(status, pairs(headers), body))
+        let end = guarded(|| permit::replied(status, pairs(headers), body))?;
+        let by = if sent {
+            permit::Handed::Sending
+        } else {
+            permit::Handed::User
+        };
+        self.settle(env, end, by)
     }
 
     /// Records that nobody knows whether it was done. The reason in a word.
     #[napi(ts_return_type = "Promise<Answer>")]
     pub fn lost<'env>(&self, env: &'env Env, reason: String) -> napi::Result<Object<'env>> {
-        self.settle(env, SendEnd::Lost { reason })
+        self.settle(env, SendEnd::Lost { reason }, permit::Handed::User)
     }
 
     /// Records that certainly nothing was sent.
     #[napi(ts_return_type = "Promise<Answer>")]
     pub fn never_sent<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
-        self.settle(env, SendEnd::NeverSent)
+        self.settle(env, SendEnd::NeverSent, permit::Handed::User)
     }
 
-    fn settle<'env>(&self, env: &'env Env, end: SendEnd) -> napi::Result<Object<'env>> {
+    fn settle<'env>(&self, env: &'env Env, end: SendEnd, by: permit::Handed) -> napi::Result<Object<'env>> {
         // Said here and now: until the worker's turn comes, JavaScript could still take the request and send it.
-        let settling = self.permit.settling(end);
+        let settling = self.permit.settling(end, by);
         let work = async move { settling?.await };
-        self.worker
-            .start_to_the_end(env, work, |ended| Answer::new(ended, None))
+        let work = self.worker.to_the_end(work);
+        self.worker.promise(env, work, |ended| Answer::new(ended, None))
     }
 }

@@ -33,7 +33,8 @@ impl Stream {
         let body = Arc::clone(&self.body);
         let work = async move { body.next().await };
         let convert = |piece: Option<bytes::Bytes>| piece.map(|piece| Buffer::from(Vec::from(piece)));
-        self.reading.0.start(env, None, work, convert)
+        let worker = &self.reading.0;
+        worker.promise(env, worker.unless_closed(work), convert)
     }
 
     /// Gives the rest up: the call's outcome is then unknown. Safe to repeat.
@@ -41,7 +42,8 @@ impl Stream {
     pub fn close<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
         let body = Arc::clone(&self.body);
         let work = async move { body.close().await };
-        self.reading.0.start(env, None, work, |()| ())
+        let worker = &self.reading.0;
+        worker.promise(env, worker.unless_closed(work), |()| ())
     }
 
     /// What Keybrake noted of the call so far, as JSON.

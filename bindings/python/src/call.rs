@@ -1,5 +1,6 @@
 //! How a governed call ended, as Python sees it.
 
+use std::future::pending;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,12 +26,18 @@ pub(crate) fn outgoing(
 
 /// Makes the call and reads its reply whole.
 pub(crate) async fn send(core: Arc<Core>, outgoing: Outgoing) -> Result<Answer> {
-    Ok(Answer::new(call::send(core, outgoing).await?, None))
+    Ok(Answer::new(
+        call::make(core, outgoing, false, pending()).await?,
+        None,
+    ))
 }
 
 /// Makes the call; the body of a document is left to be read.
 pub(crate) async fn open(core: Arc<Core>, reading: Reading, outgoing: Outgoing) -> Result<Answer> {
-    Ok(Answer::new(call::open(core, outgoing).await?, Some(reading)))
+    Ok(Answer::new(
+        call::make(core, outgoing, true, pending()).await?,
+        Some(reading),
+    ))
 }
 
 /// How a governed call ended.

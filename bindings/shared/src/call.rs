@@ -117,61 +117,34 @@ pub struct Answer {
     pub stream: Option<Arc<Body>>,
 }
 
-/// Makes the call and reads its reply whole.
+/// Makes the call and reads its reply whole; with `stream`, the body of a document is left to be read. Until `given_up`
+/// ends: a call in flight is then aborted, and the answer is `lost`, with its record. What is left to be read is given up
+/// by itself.
 ///
 /// # Errors
-/// When the ledger cannot be opened or asked, or something is misconfigured; then nothing was sent.
-pub async fn send(core: Arc<Core>, outgoing: Outgoing) -> Result<Answer> {
-    send_unless(core, outgoing, std::future::pending()).await
-}
-
-/// As [`send`], until `given_up` ends: a call in flight is then aborted, and the answer is `lost`, with its record.
-///
-/// # Errors
-/// As [`send`], and when it was given up before it was sent.
-pub async fn send_unless(
+/// When the ledger cannot be opened or asked, something is misconfigured, or it was given up before it was sent; then
+/// nothing was sent. And when it was given up while a document was read.
+pub async fn make(
     core: Arc<Core>,
     outgoing: Outgoing,
+    stream: bool,
     given_up: impl Future<Output = ()> + Send,
 ) -> Result<Answer> {
     let shell = core.keybrake().await?.shell();
-    let (call, context, wait) = outgoing.parts();
-    let given_up = std::pin::pin!(given_up);
-    ended(shell.send_unless(call, context, wait, given_up).await?)
-}
-
-/// Makes the call; the body of a document is left to be read.
-///
-/// # Errors
-/// As [`send`].
-pub async fn open(core: Arc<Core>, outgoing: Outgoing) -> Result<Answer> {
-    open_unless(core, outgoing, std::future::pending()).await
-}
-
-/// As [`open`], until `given_up` ends: see [`send_unless`]. Once the reply has begun, its body is given up by itself.
-///
-/// # Errors
-/// As [`send_unless`].
-pub async fn open_unless(
-    core: Arc<Core>,
-    outgoing: Outgoing,
-    given_up: impl Future<Output = ()> + Send,
-) -> Result<Answer> {
-    let shell = core.keybrake().await?.shell();
-    let (call, context, wait) = outgoing.parts();
-    let given_up = std::pin::pin!(given_up);
-    match shell.open_unless(call, context, wait, given_up).await? {
-        client::Opened::Ended(answer) => ended(*answer),
-        client::Opened::Stream(stream) => {
+    let Outgoing { call, context, wait } = outgoing;
+    let mut given_up = std::pin::pin!(given_up);
+    match shell.open_unless(call, context, wait, given_up.as_mut()).await? {
+        client::Opened::Stream(reply) if stream => {
             let head = Reply {
-                status: stream.status(),
-                headers: stream.headers().to_vec(),
+                status: reply.status(),
+                headers: reply.headers().to_vec(),
                 body: Bytes::new(),
             };
-            let mut answer = Answer::new("stream", Some(head), stream.record());
-            answer.stream = Some(Arc::new(Body::new(*stream)));
+            let mut answer = Answer::new("stream", Some(head), reply.record());
+            answer.stream = Some(Arc::new(Body::new(*reply)));
             Ok(answer)
         }
+        opened => ended(opened.whole(given_up).await?),
     }
 }
 

@@ -79,10 +79,10 @@ pub fn until_closed<T: 'static>(
     }
 }
 
-/// What a call under way gets when its engine is closed.
+/// What work under way gets when its engine is closed: calls, and questions too.
 pub fn closed() -> Error {
     Error::new(
         ErrorKind::Config,
-        "this Keybrake was closed; a call under way may have taken effect, and what it had reserved stays held",
+        "this Keybrake was closed; if a call was under way, it may have taken effect, and what it had reserved stays held",
     )
 }

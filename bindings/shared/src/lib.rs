@@ -1,7 +1,7 @@
 //! What every language binding of Keybrake shares. Settings, questions and answers cross as JSON, calls and bodies
 //! as bytes; a binding adds only its host's types. Nothing here decides anything.
 //!
-//! [`Settings`] → [`Core`] (one opened ledger) → [`ask::answer`] for questions, [`call::send`] and [`call::open`]
+//! [`Settings`] → [`Core`] (one opened ledger) → [`ask::answer`] for questions, [`call::make`]
 //! for calls, [`Body`] for what is read piece by piece, [`permit::authorize`] for hosts that send by themselves.
 
 pub mod ask;

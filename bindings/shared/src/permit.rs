@@ -22,7 +22,7 @@ pub enum Verdict {
     Ended(Box<Answer>),
 }
 
-/// Permission to send one attempt. Dropped without [`settle`](Self::settle), its hold stands.
+/// Permission to send one attempt. Dropped before it is [settled](Self::settling), its hold stands.
 pub struct Permit {
     core: Arc<Core>,
     /// `None` once it is settled.
@@ -61,15 +61,16 @@ impl fmt::Debug for Permit {
 /// Judges a call and reserves what it can cost, reading from the vendor what has to be known first.
 ///
 /// # Errors
-/// As [`call::send`].
-pub async fn authorize(core: Arc<Core>, outgoing: Outgoing) -> Result<Verdict> {
+/// When the ledger cannot be opened or asked, something is misconfigured, or `given_up` ended before it was decided.
+pub async fn authorize(
+    core: Arc<Core>,
+    outgoing: Outgoing,
+    given_up: impl Future<Output = ()> + Send,
+) -> Result<Verdict> {
     let (request, context, wait) = outgoing.parts();
-    let decision = core
-        .keybrake()
-        .await?
-        .shell()
-        .authorize(request, context, wait)
-        .await?;
+    let shell = core.keybrake().await?.shell();
+    let given_up = std::pin::pin!(given_up);
+    let decision = shell.authorize_unless(request, context, wait, given_up).await?;
     Ok(match decision {
         Decision::Permit(permit) => Verdict::Permit(Box::new(Permit::new(core, *permit))),
         Decision::Denied(refused) => Verdict::Ended(Box::new(call::ended(client::Answer::Denied {
@@ -114,7 +115,7 @@ impl Permit {
     /// once, because one permit is one attempt.
     ///
     /// # Errors
-    /// `Config` the second time, and once it is settled.
+    /// `Config` the second time, once it is settled, and once its time to be sent is over.
     pub fn hand_out(&self, to: Handed) -> Result<Prepared> {
         let mut held = self.held();
         let held = held.as_mut().ok_or_else(spent)?;
@@ -124,8 +125,22 @@ impl Permit {
                 "this permit's request was handed out already, and is sent once; authorize the call anew",
             ));
         }
+        if self.send_within_ms() == 0 {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "this permit expired before it was sent; nothing was sent: say so (never sent), and authorize the call \
+                 anew",
+            ));
+        }
         held.handed = to;
         Ok(held.permit.request.clone())
+    }
+
+    /// Whether its request was handed out: then it may have left.
+    pub fn handed_out(&self) -> bool {
+        self.held()
+            .as_ref()
+            .is_none_or(|held| held.handed != Handed::Nobody)
     }
 
     /// Whether it was neither handed out nor settled in its time: then nothing left, and nothing may be sent any more.
@@ -149,22 +164,19 @@ impl Permit {
         self.request_ms
     }
 
-    /// Records how the attempt ended, once. The answer is `reply`, or `lost` when there was none.
+    /// Records how the attempt ended, once, as `by` says. The answer is `reply`, or `lost` when there was none. From the
+    /// moment that this returns nobody can hand the request out any more: between a word that nothing was sent and its
+    /// record, nothing may be sent.
     ///
     /// # Errors
-    /// `Config` when it was settled before, or is said to be never sent although it is being sent; and of
-    /// [`Shell::settle`](keybrake::client::Shell::settle).
-    pub async fn settle(&self, end: SendEnd) -> Result<Answer> {
-        self.settling(end)?.await
-    }
-
-    /// As [`settle`](Self::settle), and from the moment that this returns nobody can hand the request out any more:
-    /// between a word that nothing was sent and its record, nothing may be sent.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn settling(&self, end: SendEnd) -> Result<impl Future<Output = Result<Answer>> + Send + use<>> {
-        let permit = self.give_up(&end)?;
+    /// `Config` when it was settled before, or is being sent and its end is somebody else's word than the sending's
+    /// (anybody may say that it is lost); and of [`Shell::settle`](keybrake::client::Shell::settle).
+    pub fn settling(
+        &self,
+        end: SendEnd,
+        by: Handed,
+    ) -> Result<impl Future<Output = Result<Answer>> + Send + use<>> {
+        let permit = self.give_up(&end, by)?;
         let core = Arc::clone(&self.core);
         Ok(async move {
             let shell = core.keybrake().await?.shell();
@@ -173,10 +185,15 @@ impl Permit {
     }
 
     /// The permit, which may end like this.
-    fn give_up(&self, end: &SendEnd) -> Result<brake::Permit> {
+    fn give_up(&self, end: &SendEnd, by: Handed) -> Result<brake::Permit> {
         let mut held = self.held();
         let sending = held.as_ref().is_some_and(|held| held.handed == Handed::Sending);
-        if sending && matches!(end, SendEnd::NeverSent) {
+        let may_be_said = match end {
+            SendEnd::Lost { .. } => true,
+            SendEnd::Reply(_) => !sending || by == Handed::Sending,
+            SendEnd::NeverSent => !sending,
+        };
+        if !may_be_said {
             return Err(Error::new(
                 ErrorKind::Config,
                 "this permit is being sent, so it may have left; how that ends settles it",
@@ -191,12 +208,23 @@ impl Permit {
 }
 
 /// A vendor's reply, whole, as a host read it.
-pub fn replied(status: u16, headers: Vec<(String, String)>, body: Bytes) -> SendEnd {
-    SendEnd::Reply(Reply {
+///
+/// # Errors
+/// `Config` for a header that no HTTP reply can have: it is handed on, and read by line.
+pub fn replied(status: u16, headers: Vec<(String, String)>, body: Bytes) -> Result<SendEnd> {
+    let broken = |text: &str| text.contains(['\r', '\n', '\0']);
+    if headers.iter().any(|(name, value)| broken(name) || broken(value)) {
+        return Err(Error::new(
+            ErrorKind::Config,
+            "settle was given a header with a line break in it, which no reply has; the amount stays held until it is \
+             given the reply as it came",
+        ));
+    }
+    Ok(SendEnd::Reply(Reply {
         status,
         headers,
         body,
-    })
+    }))
 }
 
 fn spent() -> Error {

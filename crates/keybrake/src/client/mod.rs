@@ -116,27 +116,9 @@ impl Shell {
     /// # Errors
     /// Of [`Brake::authorize`] and [`Brake::settle`]. A refusal or a lost reply is an answer, not an error.
     pub async fn send(self: &Arc<Self>, call: Call, context: CallContext, wait: Duration) -> Result<Answer> {
-        let never = std::pin::pin!(std::future::pending());
-        self.send_unless(call, context, wait, never).await
-    }
-
-    /// As [`send`](Self::send), for a caller who wants to know what became of a call that it gives up. In flight, its
-    /// request is then aborted, and the answer is `Lost` with the call's record: `cancelled`.
-    ///
-    /// # Errors
-    /// As `send`; and `Config` when it was given up before it was sent (then a hold may stand until its deadline), or
-    /// while a document was read.
-    pub async fn send_unless(
-        self: &Arc<Self>,
-        call: Call,
-        context: CallContext,
-        wait: Duration,
-        mut given_up: GivenUp<'_>,
-    ) -> Result<Answer> {
-        match self.open_unless(call, context, wait, given_up.as_mut()).await? {
-            Opened::Ended(answer) => Ok(*answer),
-            Opened::Stream(stream) => unless(given_up, Box::pin(stream.whole())).await,
-        }
+        let mut never = std::pin::pin!(std::future::pending());
+        let opened = self.open_unless(call, context, wait, never.as_mut()).await?;
+        opened.whole(never).await
     }
 
     /// Makes the call; a document (a quote's PDF, a file's contents) is handed on as it arrives, of any length.
@@ -149,10 +131,13 @@ impl Shell {
         self.open_unless(call, context, wait, never).await
     }
 
-    /// As [`open`](Self::open), and as [`send_unless`](Self::send_unless) until the reply begins.
+    /// As [`open`](Self::open), for a caller who wants to know what became of a call that it gives up. In flight, its
+    /// request is then aborted, and the answer is `Lost` with the call's record: `cancelled`. Once the reply of a document
+    /// has begun, its stream is what is given up.
     ///
     /// # Errors
-    /// As there.
+    /// As `open`; and `Config` when it was given up before it was sent (then nothing was sent, and a hold that the ledger
+    /// had made meanwhile is given back).
     pub async fn open_unless(
         self: &Arc<Self>,
         call: Call,
@@ -177,11 +162,27 @@ impl Shell {
     /// # Errors
     /// Of [`Brake::authorize`].
     pub async fn authorize(&self, call: Call, context: CallContext, wait: Duration) -> Result<Decision> {
+        let never = std::pin::pin!(std::future::pending());
+        self.authorize_unless(call, context, wait, never).await
+    }
+
+    /// As [`authorize`](Self::authorize), for a caller who may give the call up before it is decided.
+    ///
+    /// # Errors
+    /// As there, and `Config` when it was given up (then a hold that the ledger had made meanwhile is given back).
+    pub async fn authorize_unless(
+        &self,
+        call: Call,
+        context: CallContext,
+        wait: Duration,
+        mut given_up: GivenUp<'_>,
+    ) -> Result<Decision> {
         let mut patience = Patience::new(self, wait);
         loop {
-            let decision = self.decide(call.clone(), context.clone()).await?;
+            let decided = Box::pin(self.decide(call.clone(), context.clone()));
+            let decision = unless(given_up.as_mut(), decided).await?;
             let held = matches!(&decision, Decision::Denied(refused) if refused.denial.code == Code::CapHeld);
-            if !held || !patience.more().await {
+            if !held || !unless(given_up.as_mut(), async { Ok(patience.more().await) }).await? {
                 return Ok(decision);
             }
         }
@@ -241,11 +242,9 @@ impl Shell {
     /// # Errors
     /// Of [`Brake::settle`].
     pub async fn deliver(self: &Arc<Self>, permit: Permit) -> Result<Answer> {
-        let never = std::pin::pin!(std::future::pending());
-        match self.deliver_permit(permit, never).await?.0 {
-            Opened::Ended(answer) => Ok(*answer),
-            Opened::Stream(stream) => stream.whole().await,
-        }
+        let mut never = std::pin::pin!(std::future::pending());
+        let (opened, _) = self.deliver_permit(permit, never.as_mut()).await?;
+        opened.whole(never).await
     }
 
     /// The answer, and whether the permit expired before the first byte: then it may be asked for anew.

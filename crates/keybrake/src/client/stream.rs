@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Sleep;
 
 use super::http::MOST_REPLY_BYTES;
-use super::{ABORTED, Answer, Guard};
+use super::{ABORTED, Answer, GivenUp, Guard, unless};
 use crate::brake::{CallRecord, SendEnd, Settled};
 use crate::error::{Error, ErrorKind, Result};
 use crate::policy::Denial;
@@ -89,6 +89,17 @@ impl From<Answer> for Opened {
 }
 
 impl Opened {
+    /// The whole answer: a document is read to its end (64 MiB at most), unless its caller gives it up.
+    ///
+    /// # Errors
+    /// Of [`Brake::settle`](crate::brake::Brake::settle); and `Config` when it was given up while a document was read.
+    pub async fn whole(self, given_up: GivenUp<'_>) -> Result<Answer> {
+        match self {
+            Self::Ended(answer) => Ok(*answer),
+            Self::Stream(stream) => unless(given_up, Box::pin(stream.whole())).await,
+        }
+    }
+
     pub(super) fn denial(&self) -> Option<&Denial> {
         match self {
             Self::Ended(answer) => match answer.as_ref() {
