@@ -1,8 +1,8 @@
 // Governed against ungoverned calls, in interleaved pairs on the same simulator: stripe-node's default client and the
 // platform's fetch, at 1 and at 32 in flight. Prints p50, p99 and CPU of a call.
 //
-// Run it with `make bench`. One call is `payment_intents.create` with an idempotency key of the caller's: a write that
-// reserves and settles money, and needs no lookup. CALLS=400 sets the length.
+// Run it with `make bench`. One call is `payment_intents.create`, confirmed, with an idempotency key of the caller's: a write
+// that reserves and settles money, and needs no lookup. CALLS=1000 sets the length.
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
@@ -15,10 +15,11 @@ import { createFetch } from "../dist/esm/fetch.js";
 import { Keybrake } from "../dist/esm/index.js";
 import { createStripe } from "../dist/esm/stripe.js";
 
-const CALLS = Number(process.env.CALLS ?? 400);
-const WARM = 40;
+const CALLS = Number(process.env.CALLS ?? 1000);
+const WARM = 320;
 const SECRET = "sk_test_simulator";
 const POLICY = { vendor: "stripe", daily_usd_cap: 100_000_000, allowed_endpoints: ["payment_intents.create"] };
+const PAYMENT = { amount: 500, currency: "usd", confirm: true, payment_method: "pm_card_visa" };
 
 const command = fileURLToPath(new URL("../bin/keybrake.cjs", import.meta.url));
 const simulator = spawn(process.execPath, [command, "simulate", "--port", "0"], {
@@ -63,7 +64,7 @@ function plainStripe(url) {
 }
 
 function bySdk(stripe) {
-  return (idempotencyKey) => stripe.paymentIntents.create({ amount: 5000, currency: "usd" }, { idempotencyKey });
+  return (idempotencyKey) => stripe.paymentIntents.create(PAYMENT, { idempotencyKey });
 }
 
 function byFetch(send, base, token) {
@@ -71,7 +72,7 @@ function byFetch(send, base, token) {
     const reply = await send(`${base}/v1/payment_intents`, {
       method: "POST",
       headers: { Authorization: `Bearer ${token}`, "Idempotency-Key": key },
-      body: new URLSearchParams({ amount: "5000", currency: "usd" }),
+      body: new URLSearchParams({ ...PAYMENT, amount: `${PAYMENT.amount}`, confirm: "true" }),
     });
     if (reply.status !== 200) throw new Error(`${reply.status}: ${await reply.text()}`);
     await reply.json();

@@ -12,6 +12,10 @@
     allow(dead_code, reason = "`napi` registers what it exports outside of tests only")
 )]
 
+/// The C library's gives each thread's memory back to the system by one call of the kernel and takes it again by the next.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 mod answers;
 mod call;
 mod engine;

@@ -223,12 +223,53 @@ fn masked_path(url: &str) -> String {
     path.chars().filter(char::is_ascii_graphic).take(120).collect()
 }
 
-/// An e-mail address or a phone number, escaped or not.
+/// Fewest digits of a number that may be somebody's: a subscriber's number without its area.
+const SHORTEST_NUMBER: usize = 7;
+
+/// An e-mail address or a phone number, escaped or not, also with letters around it.
 fn is_personal(segment: &str) -> bool {
     let lower = segment.to_ascii_lowercase();
-    let digits = segment.bytes().filter(u8::is_ascii_digit).count();
-    let others = segment.bytes().filter(u8::is_ascii_alphabetic).count();
-    ["@", "%40", "+", "%2b"].iter().any(|mark| lower.contains(mark)) || (digits > 8 && others == 0)
+    let addressed = ["@", "%40", "+", "%2b"].iter().any(|mark| lower.contains(mark));
+    addressed || (longest_number(segment) >= SHORTEST_NUMBER && !is_identifier(segment))
+}
+
+/// Digits of the longest number, over what people write between them.
+fn longest_number(segment: &str) -> usize {
+    let mut bytes = segment.bytes();
+    let (mut longest, mut digits) = (0, 0_usize);
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'0'..=b'9' => digits = digits.saturating_add(1),
+            // An escaped character.
+            b'%' => drop((bytes.next(), bytes.next())),
+            b'-' | b'.' | b':' | b'(' | b')' => {}
+            _ => digits = 0,
+        }
+        longest = longest.max(digits);
+    }
+    longest
+}
+
+/// What vendors make: `re_3Nq...` (Stripe), two letters and 32 characters (Twilio), a UUID (Resend), a date.
+fn is_identifier(segment: &str) -> bool {
+    let bytes = segment.strip_suffix(".json").unwrap_or(segment).as_bytes();
+    let dashes = |places: &[usize]| {
+        let at = |index: usize| places.contains(&index);
+        bytes
+            .iter()
+            .enumerate()
+            .all(|(index, byte)| (*byte == b'-') == at(index) && (at(index) || byte.is_ascii_hexdigit()))
+    };
+    match bytes.len() {
+        10 => dashes(&[4, 7]),
+        34 => {
+            bytes.iter().all(u8::is_ascii_alphanumeric) && bytes.iter().take(2).all(u8::is_ascii_alphabetic)
+        }
+        36 => dashes(&[8, 13, 18, 23]),
+        _ => segment
+            .split_once('_')
+            .is_some_and(|(kind, _)| kind.len() >= 2 && kind.bytes().all(|byte| byte.is_ascii_lowercase())),
+    }
 }
 
 #[cfg(test)]
@@ -242,6 +283,15 @@ mod tests {
             ("/v1/PhoneNumbers/%2B15105551234", "/v1/PhoneNumbers/*"),
             ("/v1/PhoneNumbers/15105551234/Fields", "/v1/PhoneNumbers/*/Fields"),
             ("/v1/PhoneNumbers/(510)555-1234", "/v1/PhoneNumbers/*"),
+            ("/v1/PhoneNumbers/555-1234", "/v1/PhoneNumbers/*"),
+            ("/v1/PhoneNumbers/tel:15105551234", "/v1/PhoneNumbers/*"),
+            ("/v1/PhoneNumbers/1-510-555-1234x9", "/v1/PhoneNumbers/*"),
+            ("/v1/PhoneNumbers/n1%20510%20555%201234", "/v1/PhoneNumbers/*"),
+            (
+                "/emails/4ef9a417-0229-4039-9675-961100000330",
+                "/emails/4ef9a417-0229-4039-9675-961100000330",
+            ),
+            ("/v1/refunds/re_312345678901", "/v1/refunds/re_312345678901"),
             ("/contacts/jack@example.com/x", "/contacts/*/x"),
             ("/contacts/jack%40example.com?a=b", "/contacts/*"),
             (
@@ -249,8 +299,8 @@ mod tests {
                 "/v1/charges/ch_3SimybgipHq7/capture",
             ),
             (
-                "/2010-04-01/Accounts/AC0123456789abcdef0123456789abcdef/Keys.json",
-                "/2010-04-01/Accounts/AC0123456789abcdef0123456789abcdef/Keys.json",
+                "/2010-04-01/Accounts/AC0123456789abcdef0123456789abcdef/Keys/SK0123456789abcdef0123456789abcdef.json",
+                "/2010-04-01/Accounts/AC0123456789abcdef0123456789abcdef/Keys/SK0123456789abcdef0123456789abcdef.json",
             ),
         ] {
             assert_eq!(masked_path(&format!("https://host{path}")), kept);
