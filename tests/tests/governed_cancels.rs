@@ -7,6 +7,9 @@
 )]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::Duration;
 
 use keybrake::brake::{CallContext, Decision, Permit, SendEnd};
 use keybrake::clock::SystemClock;
@@ -179,4 +182,45 @@ async fn an_attempt_that_joined_and_was_given_up_is_certified_under_its_own_numb
     // The other attempt is the only one that can have left.
     drop(place.kb.brake().settle(first, SendEnd::NeverSent).await.unwrap());
     assert_eq!(place.budget().await, (0, 0));
+}
+
+/// The permit is there, and nothing of it has left when its caller is asked for the last time.
+#[tokio::test]
+async fn a_call_that_is_given_up_between_its_permit_and_its_first_byte_holds_nothing() {
+    let place = Place::new().await;
+    place.ledger.after_reserve.set(Way::Shut);
+    let decided = Arc::new(AtomicBool::new(false));
+    let (shell, (call, context)) = (Arc::clone(place.kb.shell()), place.call("one"));
+    let task = tokio::spawn({
+        let decided = Arc::clone(&decided);
+        let mut asked = false;
+        // It ends when it is asked for the second time after the decision: the first time is while the decision arrives.
+        let given_up = std::future::poll_fn(move |_| {
+            let over = decided.load(Ordering::SeqCst);
+            let before = std::mem::replace(&mut asked, over);
+            if before { Poll::Ready(()) } else { Poll::Pending }
+        });
+        async move {
+            let given_up = std::pin::pin!(given_up);
+            shell
+                .open_unless(call, context, Duration::ZERO, given_up)
+                .await
+                .map(drop)
+        }
+    });
+    place.ledger.after_reserve.came(1).await;
+    decided.store(true, Ordering::SeqCst);
+    place.ledger.after_reserve.set(Way::Open);
+    let given_up = task.await.unwrap().unwrap_err();
+    assert!(given_up.to_string().contains("gave this call up"), "{given_up}");
+    place.kb.flush().await.unwrap();
+    assert_eq!(place.budget().await, (0, 0));
+    assert!(place.kb.holds(HoldFilter::default()).await.unwrap().is_empty());
+    assert!(
+        place
+            .stripe
+            .requests()
+            .iter()
+            .all(|request| request.method != "POST")
+    );
 }

@@ -62,7 +62,7 @@ pub enum Answer {
     },
     /// No reply. The hold stands unless it was certainly never sent.
     Lost {
-        /// In a word: `timeout`, `connection_lost`, `no_connection`, `reply_cut_off`.
+        /// In a word: `timeout`, `connection_lost`, `no_connection`, `reply_cut_off`, `cancelled`.
         reason: String,
         /// Whether it is certain that nothing left.
         never_sent: bool,
@@ -251,10 +251,15 @@ impl Shell {
     async fn deliver_permit(
         self: &Arc<Self>,
         permit: Permit,
-        given_up: GivenUp<'_>,
+        mut given_up: GivenUp<'_>,
     ) -> Result<(Opened, bool)> {
         let send_before_boot_ms = permit.send_before_boot_ms;
         let mut guard = Guard::new(self, permit);
+        if std::future::poll_fn(|cx| Poll::Ready(given_up.as_mut().poll(cx).is_ready())).await {
+            // Before the connection was asked for: certainly never sent.
+            settled(&mut guard, SendEnd::NeverSent, None).await?;
+            return Err(gave_up());
+        }
         let sent = match guard.send(given_up).await {
             Ok(sent) => sent,
             Err(stop) => return Ok((Opened::from(aborted(&mut guard, &stop).await?), false)),
@@ -297,9 +302,13 @@ impl Shell {
 async fn unless<T>(given_up: GivenUp<'_>, work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::select! {
         biased;
-        () = given_up => Err(Error::new(ErrorKind::Config, "the caller gave this call up")),
+        () = given_up => Err(gave_up()),
         ended = work => ended,
     }
+}
+
+fn gave_up() -> Error {
+    Error::new(ErrorKind::Config, "the caller gave this call up")
 }
 
 /// How long a `cap_held` refusal is waited out.
