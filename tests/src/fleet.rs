@@ -8,7 +8,7 @@ use std::sync::Arc;
 use keybrake::SystemClock;
 use keybrake::ledger::redis::RedisLedger;
 use keybrake::ledger::{Event, EventFilter, EventKind, KeyRecord, Ledger};
-use keybrake_testkit::redis::{Persistence, RedisOptions, RedisServer};
+use keybrake_testkit::redis::{Persistence, RedisOptions, RedisServer, Reply};
 
 use crate::books;
 use crate::processes::Worker;
@@ -56,6 +56,26 @@ impl Fleet {
     pub fn worker(&self, program: impl AsRef<Path>, args: &[&str]) -> Worker {
         let mut command = Command::new(program.as_ref());
         Worker::start(command.arg(self.url()).arg("vk_1").args(args))
+    }
+}
+
+/// Makes a server wait for a minute, and not for three seconds, for processes that were at work before its data was
+/// lost: so long no machine keeps one of them from running. A replica of it and a copy of its data have that, too; it is
+/// undone where the library is loaded anew.
+pub fn wait_for_everybody(server: &RedisServer) {
+    let library = server.command(&["FUNCTION", "LIST", "WITHCODE"]).unwrap();
+    let code = texts(&library).into_iter().find(|text| text.starts_with("#!lua"));
+    let code = code.unwrap();
+    let longer = code.replace("local PATIENCE = 3000\n", "local PATIENCE = 60000\n");
+    assert_ne!(longer, code);
+    server.command(&["FUNCTION", "LOAD", "REPLACE", &longer]).unwrap();
+}
+
+/// All texts of an answer, however deep.
+pub fn texts(reply: &Reply) -> Vec<&str> {
+    match reply.items() {
+        Some(items) => items.iter().flat_map(texts).collect(),
+        None => reply.text().into_iter().collect(),
     }
 }
 

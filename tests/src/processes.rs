@@ -5,6 +5,9 @@ use std::io::{BufRead as _, BufReader, Lines, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
+use keybrake::SystemClock;
+use keybrake::clock::Clock as _;
+
 /// A helper program that answers in lines.
 #[derive(Debug)]
 pub struct Worker {
@@ -53,6 +56,11 @@ impl Worker {
 }
 
 impl Worker {
+    /// Its number, which is in the ids of its calls.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends it with SIGKILL, unless it has come to its end by itself, in good order.
     pub fn end(mut self) {
         self.child.kill().unwrap();
@@ -68,6 +76,21 @@ pub struct Chance(u64);
 impl Chance {
     /// From a seed.
     pub const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// From another seed every time, which is printed; or from `KEYBRAKE_SEED`, which repeats what failed.
+    #[expect(
+        clippy::disallowed_methods,
+        clippy::print_stdout,
+        reason = "only tests use it, which print what it takes to repeat them"
+    )]
+    pub fn of_the_day() -> Self {
+        let seed = match std::env::var("KEYBRAKE_SEED") {
+            Ok(seed) => seed.parse().unwrap(),
+            Err(_) => u64::try_from(SystemClock.now_ms()).unwrap(),
+        };
+        println!("KEYBRAKE_SEED={seed}");
         Self(seed)
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use keybrake::audit::RowFilter;
 use keybrake::brake::CallContext;
 use keybrake::facade::{IssuedKey, Keybrake};
+use keybrake::ledger::EventFilter;
 use keybrake::policy::{Code, Policy};
 use keybrake::request::Call;
 use keybrake::secret::Secret;
@@ -74,7 +75,24 @@ async fn two_processes_share_a_cap(ledger: &str, dir: &Path) {
         }
     }
     let refunds = usize::from(refunded.status == 200);
-    assert_eq!(reads + refunds, CAP, "{refunded:?}");
+    // A process that this machine does not let run for seconds forfeits what it has leased.
+    let filter = EventFilter {
+        limit: 100_000,
+        ..EventFilter::default()
+    };
+    let events = one.ledger().events(filter).await.unwrap();
+    let forfeited: i64 = events
+        .iter()
+        .filter(|event| event.body.reason.as_deref() == Some("forfeited"))
+        .flat_map(|event| &event.deltas)
+        .map(|delta| delta.used)
+        .sum();
+    let forfeited = usize::try_from(forfeited).unwrap();
+    let made = reads + refunds;
+    assert!(
+        (CAP - forfeited..=CAP).contains(&made),
+        "{made} and {forfeited} forfeited: {refunded:?}"
+    );
     assert_eq!(
         stripe.moved(MovementKind::Refund, "usd"),
         if refunds == 1 { 500 } else { 0 }
@@ -88,7 +106,7 @@ async fn two_processes_share_a_cap(ledger: &str, dir: &Path) {
         .iter()
         .filter(|row| row.metadata.contains_key("leased"))
         .count();
-    assert_eq!(allowed.len(), CAP);
+    assert_eq!(allowed.len(), made);
     assert!(leased > 0, "{leased}");
     for row in &allowed {
         assert_eq!(

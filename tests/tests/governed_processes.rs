@@ -22,7 +22,7 @@ use keybrake_tests::{Ended, ended, generated, noon_zone, post, signed};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_mins(2);
 
 /// A ledger file and a vendor that processes share.
 struct Place {
@@ -180,8 +180,7 @@ fn kill_in_turn(place: &Place, keys: &[&str], lane: u64, kills: u64, seed: u64) 
 async fn lesson_11_two_hundred_kills_leave_books_that_equal_the_journal() {
     const KILLS: u64 = 200;
     const LANES: u64 = 4;
-    let seed = u64::try_from(SystemClock.now_ms()).unwrap();
-    println!("seed {seed}");
+    let mut chance = Chance::of_the_day();
     let place = Arc::new(Place::new());
     // Every reply is kept back a moment, so that a kill often comes between the deed and its answer; some are lost.
     for (kind, skip) in [(FaultKind::DropAfterExecuting, 20), (FaultKind::DropBefore, 33)] {
@@ -216,9 +215,10 @@ async fn lesson_11_two_hundred_kills_leave_books_that_equal_the_journal() {
     let lanes: Vec<_> = (0..LANES)
         .map(|lane| {
             let (place, tokens) = (Arc::clone(&place), tokens.clone());
+            let seed = chance.below(u64::MAX);
             std::thread::spawn(move || {
                 let keys: Vec<&str> = tokens.iter().map(String::as_str).collect();
-                kill_in_turn(&place, &keys, lane, KILLS / LANES, seed + lane)
+                kill_in_turn(&place, &keys, lane, KILLS / LANES, seed)
             })
         })
         .collect();
@@ -420,7 +420,7 @@ async fn scenario_06_stop_from_another_process_outruns_supervisors_that_issue_ke
             in_flight.len(),
             late.len(),
         );
-        assert!(took_ms < 5_000, "{took_ms} ms");
+        assert!(stop["took_ms"].as_i64().unwrap() < 30_000, "{stop}");
         let admin = AdminNote {
             by: "test".to_owned(),
             reason: "next round".to_owned(),

@@ -25,7 +25,7 @@ use keybrake_testkit::stripe::{
 };
 use keybrake_tests::fleet::{Fleet, books_agree, events_of};
 use keybrake_tests::processes::Worker;
-use keybrake_tests::{Ended, ended, noon_zone, post, refunds};
+use keybrake_tests::{Ended, ended, eventually, noon_zone, post, refunds};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -115,7 +115,7 @@ impl Place {
 
     /// Waits until the vendor holds so many.
     async fn wait(&self, held: u64) {
-        let held = self.stripe.wait_held(held, PATIENCE).await;
+        let held = self.stripe.wait_held(held, PATIENCE * 6).await;
         assert!(held, "{:?}", self.stripe.requests());
     }
 
@@ -177,7 +177,11 @@ async fn stopped_from_another_process(url: &str, told: Value) {
     assert_eq!(answer["hard"], true);
     assert_eq!(answer["in_flight"].as_array().unwrap().len(), 1, "{answer}");
     assert_eq!(answer["processes_told"], told);
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert!(
+        answer["took_ms"].as_i64().unwrap() < 30_000,
+        "{answer}: it waited for the call's reply"
+    );
+    assert!(took < Duration::from_mins(1), "{took:?}");
     let denial = aborted(&ended);
     assert_eq!(
         place.state(&denial.call_id).await,
@@ -292,6 +296,7 @@ async fn nothing_is_admitted_after_a_hard_stop_and_other_runs_are_untouched() {
     }
     // Each of the eight is held at its next refund.
     place.wait(49 + 8).await;
+    until_listening(&fleet, 9).await;
 
     let began = now();
     let stop = place
@@ -335,6 +340,16 @@ async fn nothing_is_admitted_after_a_hard_stop_and_other_runs_are_untouched() {
     books_agree(&ledger).await;
 }
 
+/// Waits until so many processes would hear of a hard stop.
+async fn until_listening(fleet: &Fleet, processes: i64) {
+    eventually(async || {
+        let asked = ["PUBSUB", "NUMSUB", "kb:{fleet}:aborts"];
+        let answer = fleet.server.command(&asked).unwrap();
+        answer.items().unwrap()[1].integer().unwrap() == processes
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_listener_whose_connection_is_killed_comes_back() {
     let fleet = Fleet::start(Persistence::None);
@@ -343,26 +358,14 @@ async fn a_listener_whose_connection_is_killed_comes_back() {
     place.hold_replies();
     let call = place.held(&key, "a");
     place.wait(1).await;
-    let listeners = || {
-        let answer = fleet
-            .server
-            .command(&["PUBSUB", "NUMSUB", "kb:{fleet}:aborts"])
-            .unwrap();
-        answer.items().unwrap()[1].integer().unwrap()
-    };
-    let until_one_listens = async || {
-        while listeners() != 1 {
-            tokio::task::yield_now().await;
-        }
-    };
-    until_one_listens().await;
+    until_listening(&fleet, 1).await;
     for _ in 0..3 {
         let killed = fleet
             .server
             .command(&["CLIENT", "KILL", "TYPE", "pubsub"])
             .unwrap();
         assert_eq!(killed.integer(), Some(1));
-        until_one_listens().await;
+        until_listening(&fleet, 1).await;
     }
     let began = now();
     let stop = place.kb.stop_hard(StopScope::All, admin()).await.unwrap();

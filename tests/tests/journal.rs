@@ -16,11 +16,9 @@ use keybrake_testkit::redis::{RedisOptions, RedisServer, Relay};
 use keybrake_testkit::stripe::TEST_SECRET;
 use keybrake_tests::journaling::{FORM, Place, budget, charged, chmod, contents, files, key, mode, permit};
 use keybrake_tests::processes::Worker;
-use keybrake_tests::{Ended, ended, generated, post, signed};
+use keybrake_tests::{Ended, ended, eventually, generated, post, signed};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
-
-const LIMIT: Duration = Duration::from_secs(30);
 
 /// Keeps every writer out of a ledger file for as long as it lives.
 fn block(place: &Place, name: &str) -> Flock<std::fs::File> {
@@ -49,21 +47,11 @@ fn open(url: &str) -> Arc<dyn Ledger> {
 }
 
 fn url(port: u16) -> String {
-    format!("redis://127.0.0.1:{port}?ns=test&timeout_ms=1000")
+    format!("redis://127.0.0.1:{port}?ns=test&timeout_ms=4000")
 }
 
 async fn deliver(kb: &Keybrake, permit: Permit) -> Ended {
     ended(kb.shell().deliver(permit).await.unwrap())
-}
-
-/// Waits for something that happens in the background.
-async fn eventually(mut happened: impl AsyncFnMut() -> bool) {
-    let wait = async {
-        while !happened().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, wait).await.unwrap();
 }
 
 /// The events that ended a hold, by call.

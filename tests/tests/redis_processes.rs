@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use keybrake::SystemClock;
-use keybrake::clock::Clock as _;
 use keybrake::ledger::{EventKind, HoldFilter, Ledger, State};
 use keybrake_testkit::redis::Persistence;
 use keybrake_tests::books::DOLLAR;
@@ -51,9 +49,7 @@ async fn lesson_05_five_hundred_tasks_in_eight_processes_admit_exactly_what_fits
 #[tokio::test]
 async fn sigkill_at_random_points_loses_no_acknowledged_step_and_frees_no_hold() {
     const ROUNDS: u64 = 3;
-    let seed = u64::try_from(SystemClock.now_ms()).unwrap();
-    println!("seed {seed}");
-    let mut chance = Chance::new(seed);
+    let mut chance = Chance::of_the_day();
     let fleet = Fleet::start(Persistence::None);
     // The cap is reached some rounds before the end.
     let cap = 500 * 3;

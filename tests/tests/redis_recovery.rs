@@ -15,9 +15,10 @@ use keybrake::ledger::{
     Ask, EventFilter, EventKind, Grant, HoldFilter, KeyRecord, LeaseAnswer, LeaseAsk, LeasedCall, Ledger,
     StopScope, WindowKind,
 };
-use keybrake_testkit::redis::{Persistence, RedisOptions, Replicated};
+use keybrake_testkit::redis::{Persistence, RedisOptions, RedisServer, Replicated};
 use keybrake_tests::books::{self, DOLLAR, NOW_MS, admin, call, charged, lifetime, reserve};
-use keybrake_tests::fleet::{Fleet, books_agree, events_of, used_and_held};
+use keybrake_tests::eventually;
+use keybrake_tests::fleet::{Fleet, books_agree, events_of, used_and_held, wait_for_everybody};
 
 async fn spend(ledger: &RedisLedger, key: &KeyRecord, id: &str) {
     reserve(ledger, call(key, id, DOLLAR)).await.unwrap().unwrap();
@@ -56,6 +57,7 @@ async fn numbers(ledger: &RedisLedger) -> Vec<u64> {
 async fn scenario_09_old_snapshot() {
     let mut fleet = Fleet::start(Persistence::Always);
     let (ledger, key) = fleet.with_key(20 * DOLLAR).await;
+    wait_for_everybody(&fleet.server);
     let other = fleet.open();
     spend(&other, &key, "one").await;
     let joined = hold(&ledger, &key, "open yesterday").await;
@@ -285,8 +287,10 @@ async fn a_call_that_two_processes_say_again_counts_once() {
 async fn a_server_that_restarts_while_it_is_recovered_loses_nothing() {
     for keeps in [true, false] {
         let mut fleet = Fleet::start(Persistence::Always);
-        let url = format!("{}?ns=fleet&timeout_ms=300", fleet.server.url());
+        // The server waits for longer than the two do.
+        let url = format!("{}?ns=fleet&timeout_ms=3000", fleet.server.url());
         let (one, two) = (open(&url), open(&url));
+        wait_for_everybody(&fleet.server);
         let key = keybrake_tests::fleet::key(&one, 20 * DOLLAR).await;
         spend(&two, &key, "before").await;
         let yesterday = fleet.server.copy_data().unwrap();
@@ -319,9 +323,7 @@ async fn a_server_that_restarts_while_it_is_recovered_loses_nothing() {
 
 /// Its patience is short: it is refused until the other one has reported.
 async fn until_granted(ledger: &RedisLedger, key: &KeyRecord, id: &str) {
-    while reserve(ledger, call(key, id, DOLLAR)).await.is_err() {
-        tokio::task::yield_now().await;
-    }
+    eventually(async || reserve(ledger, call(key, id, DOLLAR)).await.is_ok()).await;
 }
 
 /// A stop, a revocation and a lowered cap that the dead primary acknowledged still hold on the replica that takes over.
@@ -330,6 +332,7 @@ async fn scenario_10_revocation_lost_in_failover() {
     let mut pair = Replicated::start(&RedisOptions::new()).unwrap();
     let url = sentinels(&mut pair);
     let (operator, agent) = (open(&url), open(&url));
+    wait_for_everybody(pair.primary());
     let key = keybrake_tests::fleet::key(&operator, 20 * DOLLAR).await;
     let label = |name: &str| {
         let (operator, name) = (&operator, name.to_owned());
@@ -376,7 +379,7 @@ async fn scenario_10_revocation_lost_in_failover() {
 /// cap is passed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failover_with_eight_live_clients_loses_nothing() {
-    let (mut pair, clients, key, before) = eight_at_work().await;
+    let (mut pair, clients, key, before) = eight_at_work(wait_for_everybody).await;
     pair.failover().unwrap();
     let mut after = tokio::task::JoinSet::new();
     for (number, client) in clients.into_iter().enumerate() {
@@ -411,7 +414,7 @@ async fn a_failover_with_eight_live_clients_loses_nothing() {
 /// beyond the cap then is what the dead ones held within the lag, and no more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failover_with_half_of_the_clients_dead_stays_closed() {
-    let (mut pair, mut clients, key, granted) = eight_at_work().await;
+    let (mut pair, mut clients, key, granted) = eight_at_work(|_| ()).await;
     let here: i64 = 8 * BEFORE;
     let dead = clients.split_off(4);
     drop(dead);
@@ -451,13 +454,14 @@ const CAP: i64 = 150;
 /// Calls of each process that the replica has.
 const BEFORE: i64 = 5;
 /// Calls of each process that it lacks.
-const LOST: i64 = 8;
+const LOST: i64 = 4;
 
 /// Eight processes, each with calls that the replica has and calls that it lacks; and how many calls there are.
-async fn eight_at_work() -> (Replicated, Vec<RedisLedger>, KeyRecord, i64) {
+async fn eight_at_work(prepare: fn(&RedisServer)) -> (Replicated, Vec<RedisLedger>, KeyRecord, i64) {
     let mut pair = Replicated::start(&RedisOptions::new()).unwrap();
     let url = sentinels(&mut pair);
     let clients: Vec<RedisLedger> = (0..8).map(|_| open(&url)).collect();
+    prepare(pair.primary());
     let key = keybrake_tests::fleet::key(clients.first().unwrap(), CAP * DOLLAR).await;
     let mut granted = 0;
     for (lost, calls) in [(false, BEFORE), (true, LOST)] {

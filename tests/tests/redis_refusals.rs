@@ -97,21 +97,23 @@ async fn a_script_that_fails_leaves_nothing() {
             .unwrap();
     }
     // A hash tells its fields in any order.
-    let pairs = |command: &[&str]| {
+    // An entry is so many items; the server may tell them in another order the next time.
+    let entries = |command: &[&str], items: usize| {
         let reply = fleet.server.command(command).unwrap();
-        let mut pairs: Vec<String> = reply
+        let mut entries: Vec<String> = reply
             .items()
             .unwrap()
-            .chunks(2)
-            .map(|pair| format!("{pair:?}"))
+            .chunks(items)
+            .map(|entry| format!("{entry:?}"))
             .collect();
-        pairs.sort_unstable();
-        pairs
+        entries.sort_unstable();
+        entries
     };
     let contents = || {
-        let hash = |name: &str| pairs(&["HGETALL", &format!("kb:{{fleet}}:{name}")]);
-        let list = |name: &str| pairs(&["ZRANGE", &format!("kb:{{fleet}}:{name}"), "0", "-1", "WITHSCORES"]);
-        let keys = pairs(&["KEYS", "*"]);
+        let place = |name: &str| format!("kb:{{fleet}}:{name}");
+        let hash = |name: &str| entries(&["HGETALL", &place(name)], 2);
+        let list = |name: &str| entries(&["ZRANGE", &place(name), "0", "-1", "WITHSCORES"], 2);
+        let keys = entries(&["KEYS", "*"], 1);
         [
             hash("meta"),
             hash("records"),

@@ -11,6 +11,7 @@ use keybrake::ledger::redis::RedisLedger;
 use keybrake::ledger::{EventFilter, EventKind, KeyRecord, Ledger, ReserveAnswer, ReserveRequest, StopScope};
 use keybrake_testkit::redis::{Persistence, RedisServer, Relay};
 use keybrake_tests::books::{self, DOLLAR};
+use keybrake_tests::eventually;
 use keybrake_tests::fleet::{self, Fleet, books_agree, events_of, key, used_and_held};
 use tokio::task::JoinSet;
 
@@ -24,13 +25,9 @@ struct Behind {
 
 impl Behind {
     async fn patient() -> Self {
-        Self::with_timeout(20_000).await
-    }
-
-    async fn with_timeout(timeout_ms: u32) -> Self {
         let fleet = Fleet::start(Persistence::None);
         let relay = Relay::start(fleet.server.port()).unwrap();
-        let url = format!("{}?ns=fleet&timeout_ms={timeout_ms}", relay.url());
+        let url = format!("{}?ns=fleet&timeout_ms=20000", relay.url());
         let ledger = Arc::new(fleet::open(&url).unwrap());
         let key = key(&*ledger, 10_000 * DOLLAR).await;
         Self {
@@ -39,6 +36,33 @@ impl Behind {
             ledger,
             key,
         }
+    }
+
+    /// Another process, which waits for an answer no longer than this.
+    async fn impatient(&self, timeout_ms: u32) -> RedisLedger {
+        let url = format!("{}?ns=fleet&timeout_ms={timeout_ms}", self.relay.url());
+        let mut opened = None;
+        eventually(async || {
+            opened = fleet::open(&url).ok();
+            opened.is_some()
+        })
+        .await;
+        let ledger = opened.unwrap();
+        self.recovered(&ledger, &format!("warm {timeout_ms}")).await;
+        ledger
+    }
+
+    /// Works, or works again after the pause that follows a failed connection.
+    async fn recovered(&self, ledger: &RedisLedger, id: &str) {
+        let mut answer = None;
+        eventually(async || {
+            let asked = books::reserve(ledger, books::call(&self.key, id, DOLLAR)).await;
+            answer = asked.ok();
+            answer.is_some()
+        })
+        .await;
+        answer.unwrap().unwrap();
+        eventually(async || ledger.settle(books::charged(id, DOLLAR)).await.is_ok()).await;
     }
 
     async fn spend(&self, id: &str) {
@@ -50,8 +74,11 @@ impl Behind {
     }
 
     async fn refused(&self, id: &str) -> String {
-        let error = self
-            .ledger
+        self.refused_by(&self.ledger, id).await
+    }
+
+    async fn refused_by(&self, ledger: &RedisLedger, id: &str) -> String {
+        let error = ledger
             .reserve(books::call(&self.key, id, DOLLAR))
             .await
             .unwrap_err();
@@ -254,12 +281,14 @@ async fn an_administrators_acts_whose_answers_are_lost_are_done_once_and_said_so
 /// A command that waits in the network and arrives after its repeat has been answered does nothing.
 #[tokio::test]
 async fn a_command_that_arrives_late_changes_nothing() {
-    let at = Behind::with_timeout(400).await;
+    let at = Behind::patient().await;
     at.spend("warm").await;
+    let impatient = at.impatient(400).await;
+    let before = used_and_held(&*at.ledger).await.0;
     let waiting = "late";
     // It is sent into the cut, is given up, and so is its repeat.
     at.relay.partition();
-    at.refused(waiting).await;
+    at.refused_by(&impatient, waiting).await;
     at.relay.pass().unwrap();
     // Whatever arrived late and whatever is asked now is one call.
     let patient = fleet::open(&at.fleet.url()).unwrap();
@@ -267,58 +296,41 @@ async fn a_command_that_arrives_late_changes_nothing() {
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(used_and_held(&patient).await, (DOLLAR, DOLLAR));
+    assert_eq!(used_and_held(&patient).await, (before, DOLLAR));
     patient.settle(books::charged(waiting, DOLLAR)).await.unwrap();
-    assert_eq!(used_and_held(&patient).await, (2 * DOLLAR, 0));
+    assert_eq!(used_and_held(&patient).await, (before + DOLLAR, 0));
     books_agree(&patient).await;
 }
 
 /// Silence is a refusal after at most two attempts, each no longer than the URL says, and it is over when it is over.
 #[tokio::test]
 async fn silence_refuses_in_bounded_time_and_ends_without_a_restart() {
-    let at = Behind::with_timeout(300).await;
-    at.spend("warm").await;
+    let at = Behind::patient().await;
+    let impatient = at.impatient(300).await;
     for round in 0..3 {
-        let before = at.received().0;
+        let before = at.relay.accepted();
         match round {
             0 => at.relay.black_hole(),
             1 => at.relay.partition(),
             _ => at.fleet.server.stop().unwrap(),
         }
         let began_ms = SystemClock.boot_ms();
-        let said = at.refused(&format!("silent {round}")).await;
+        let said = at.refused_by(&impatient, &format!("silent {round}")).await;
         let took_ms = SystemClock.boot_ms() - began_ms;
         println!("round {round}: refused after {took_ms} ms: {said}");
         assert!(
             said.contains("300 ms") || said.contains("cannot be reached"),
             "{said}"
         );
-        // An answer waited for, then a connection. Much more would be another attempt.
-        assert!((250..5_000).contains(&took_ms), "{took_ms} ms");
+        // An answer waited for, then one connection. More would be another attempt.
+        assert!((250..30_000).contains(&took_ms), "{took_ms} ms");
+        let made = at.relay.accepted() - before;
+        assert!(made <= 1, "{made} connections were tried in round {round}");
         at.relay.pass().unwrap();
         at.fleet.server.cont().unwrap();
-        // Ours, and the two with which this test asks.
-        let made = at.received().0 - before;
-        assert!(made <= 3, "{made} connections were tried in round {round}");
-        recovered(&at, &format!("after {round}")).await;
+        at.recovered(&impatient, &format!("after {round}")).await;
     }
     books_agree(&*at.ledger).await;
-}
-
-/// Works again after the pause that follows a failed connection.
-async fn recovered(at: &Behind, id: &str) {
-    let limit_ms = SystemClock.boot_ms() + 10_000;
-    loop {
-        match books::reserve(&*at.ledger, books::call(&at.key, id, DOLLAR)).await {
-            Ok(granted) => {
-                granted.unwrap();
-                at.ledger.settle(books::charged(id, DOLLAR)).await.unwrap();
-                return;
-            }
-            Err(error) => assert!(SystemClock.boot_ms() < limit_ms, "{error}"),
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 #[tokio::test]
@@ -328,9 +340,7 @@ async fn an_unreachable_server_refuses_at_once_and_is_found_again() {
     let before = at.received();
     at.relay.refuse().unwrap();
     at.relay.drop_all();
-    while clients(&at.fleet.server) > 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    eventually(async || clients(&at.fleet.server) == 0).await;
     for number in 0..50 {
         let said = at.refused(&format!("refused {number}")).await;
         assert!(said.contains("cannot be reached"), "{said}");
@@ -338,7 +348,7 @@ async fn an_unreachable_server_refuses_at_once_and_is_found_again() {
     let after = at.received();
     assert_eq!(after.1, before.1, "no command reached the server");
     at.relay.pass().unwrap();
-    recovered(&at, "after").await;
+    at.recovered(&at.ledger, "after").await;
     books_agree(&*at.ledger).await;
 }
 
@@ -347,9 +357,16 @@ async fn a_slow_network_is_slow_and_nothing_else() {
     let at = Behind::patient().await;
     at.spend("warm").await;
     at.relay.delay(Duration::from_millis(30));
-    let before = at.received();
-    at.spend("slow").await;
-    assert_eq!(at.received().1, before.1 + 2, "one command each");
+    // A step that took longer than the ledger thinks is drafted again, as after any pause of this machine: one command
+    // each it is once at least, and at most one more each.
+    let mut commands = Vec::new();
+    for number in 0..5 {
+        let before = at.received().1;
+        at.spend(&format!("slow {number}")).await;
+        commands.push(at.received().1 - before);
+    }
+    assert!(commands.contains(&2), "{commands:?}");
+    assert!(commands.iter().all(|commands| *commands <= 4), "{commands:?}");
     books_agree(&*at.ledger).await;
 }
 
@@ -384,20 +401,20 @@ async fn a_process_has_one_connection_whatever_happens_to_it() {
 /// The same when the server is gone for a while: the tasks do not queue up to try one after the other.
 #[tokio::test]
 async fn tasks_do_not_storm_a_server_that_is_down() {
-    let impatient = Behind::with_timeout(200).await;
-    impatient.spend("warm").await;
-    impatient.relay.black_hole();
-    let impatient = Arc::new(impatient);
+    let at = Arc::new(Behind::patient().await);
+    let impatient = Arc::new(at.impatient(200).await);
+    at.relay.black_hole();
     let began_ms = SystemClock.boot_ms();
     let mut tasks = JoinSet::new();
     for task in 0..300 {
-        let at = Arc::clone(&impatient);
-        tasks.spawn(async move { at.refused(&format!("down {task}")).await });
+        let (at, impatient) = (Arc::clone(&at), Arc::clone(&impatient));
+        tasks.spawn(async move { at.refused_by(&impatient, &format!("down {task}")).await });
     }
     while let Some(done) = tasks.join_next().await {
         done.unwrap();
     }
     let took_ms = SystemClock.boot_ms() - began_ms;
     println!("300 tasks were refused in {took_ms} ms with a timeout of 200 ms");
-    assert!(took_ms < 10_000, "they waited one after the other: {took_ms} ms");
+    // One after the other they would take a minute, twice.
+    assert!(took_ms < 30_000, "they waited one after the other: {took_ms} ms");
 }

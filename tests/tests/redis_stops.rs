@@ -18,7 +18,9 @@ fn hammering(fleet: &Fleet) -> Vec<Worker> {
         .map(|_| fleet.worker(WORKER, &["spend", "100000", "1", "8"]))
         .collect();
     for worker in &mut workers {
-        while !worker.next_line().is_some_and(|line| line.starts_with("settled")) {}
+        for _ in 0..10 {
+            while !worker.next_line().is_some_and(|line| line.starts_with("settled")) {}
+        }
     }
     workers
 }

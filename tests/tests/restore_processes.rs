@@ -11,7 +11,6 @@ use std::process::Command;
 use std::sync::Arc;
 
 use keybrake::SystemClock;
-use keybrake::clock::Clock as _;
 use keybrake::error::ErrorKind;
 use keybrake::facade::Keybrake;
 use keybrake::ledger::redis::RedisLedger;
@@ -46,9 +45,7 @@ async fn postgres_killed_restores_are_begun_again_and_come_to_the_same() {
 /// The first attempt is killed in the middle, and nobody spends then; so are those after it, two at a time now and then.
 async fn killed_restores_are_begun_again_and_come_to_the_same(place: &Place) {
     const CALLS: usize = 600;
-    let seed = u64::try_from(SystemClock.now_ms()).unwrap();
-    println!("seed {seed}");
-    let mut chance = Chance::new(seed);
+    let mut chance = Chance::of_the_day();
     let fleet = Fleet::start(Persistence::None);
     let (url, archive) = (fleet.url(), place.open().await);
     let ledger = open(&url);

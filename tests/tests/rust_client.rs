@@ -8,7 +8,7 @@ use keybrake::ledger::HoldFilter;
 use keybrake::policy::{Code, Policy};
 use keybrake::{Step, denied};
 use keybrake_testkit::stripe::{Fault, FaultKind};
-use keybrake_tests::World;
+use keybrake_tests::{World, eventually};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use reqwest_retry::RetryTransientMiddleware;
 use reqwest_retry::policies::ExponentialBackoff;
@@ -53,9 +53,10 @@ async fn reqwest_retry_outside_makes_attempts_not_spends() {
         .form(&[("charge", "ch_1")])
         .with_extension(Step::new("one"))
         .send()
-        .await;
+        .await
+        .unwrap();
     // Stripe replays the first answer, the 500, to every attempt with the same key; what counts is what moved.
-    let _ = reply;
+    assert_eq!(reply.status(), 500);
     assert_eq!(world.refunded(), 5_000, "attempts of one spend, not spends");
     let posts = world.posts();
     assert!(posts.len() > 1, "it was retried");
@@ -148,21 +149,17 @@ async fn lesson_10_a_cancelled_call_stays_held_and_is_resolved() {
         .unwrap();
     let http = run.client().unwrap();
     let task = tokio::spawn(async move { http.post(REFUNDS).form(&[("charge", "ch_1")]).send().await });
-    while world.stripe.waiting().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    eventually(async || !world.stripe.waiting().is_empty()).await;
     task.abort();
     assert!(task.await.unwrap_err().is_cancelled());
-    let (used, held) = loop {
+    eventually(async || {
         let holds = world.kb.holds(HoldFilter::default()).await.unwrap();
-        if holds
+        holds
             .iter()
             .any(|hold| hold.unknown_reason.as_deref() == Some("cancelled"))
-        {
-            break world.budget_of(run.key_id()).await;
-        }
-        tokio::task::yield_now().await;
-    };
+    })
+    .await;
+    let (used, held) = world.budget_of(run.key_id()).await;
     assert_eq!((used, held), (0, 50_000_000), "a cancelled call stays counted");
     assert_eq!(world.reconcile().await, 0);
     assert_eq!(

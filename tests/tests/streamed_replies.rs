@@ -8,7 +8,7 @@ use keybrake::client::{Answer, Opened, ReplyStream, broken_off};
 use keybrake::ledger::{HoldFilter, State};
 use keybrake::request::Call;
 use keybrake_testkit::stripe::{Fault, FaultKind, Release, SimulatorOptions};
-use keybrake_tests::World;
+use keybrake_tests::{World, eventually};
 use serde_json::{Value, json};
 
 const PDF: &str = "https://files.stripe.com/v1/quotes/qt_1/pdf";
@@ -72,13 +72,8 @@ async fn state(world: &World, call_id: &str) -> (State, Option<String>) {
 
 /// Waits for what is recorded behind the caller's back.
 async fn until_unknown(world: &World, call_id: &str) -> Option<String> {
-    loop {
-        let (state, reason) = state(world, call_id).await;
-        if state == State::Unknown {
-            return reason;
-        }
-        tokio::task::yield_now().await;
-    }
+    eventually(async || state(world, call_id).await.0 == State::Unknown).await;
+    state(world, call_id).await.1
 }
 
 #[tokio::test]

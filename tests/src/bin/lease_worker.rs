@@ -2,7 +2,8 @@
 //!
 //! `lease_worker URL JOURNAL KEY` says `ready`, waits for a line, and then says `granted ID MS` for each call that it may
 //! make, where MS is this machine's uptime when it asked; in the end `denied CODE` and, when everything is told, `end`.
-use std::io::{BufRead as _, Write as _};
+//! `lease_worker URL JOURNAL KEY doomed` waits after `denied CODE` to be killed.
+use std::io::{BufRead as _, Read as _, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +16,10 @@ use keybrake_tests::books;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [url, journal, key] = &args[..] else {
-        anyhow::bail!("lease_worker URL JOURNAL KEY");
+    let (url, journal, key, doomed) = match &args[..] {
+        [url, journal, key] => (url, journal, key, false),
+        [url, journal, key, doomed] if doomed == "doomed" => (url, journal, key, true),
+        _ => anyhow::bail!("lease_worker URL JOURNAL KEY [doomed]"),
     };
     let ledger = keybrake::lease::open(url, Arc::new(SystemClock), Some(Path::new(journal))).await?;
     let key = books::key(&*ledger, key, &[]).await?;
@@ -42,6 +45,9 @@ async fn main() -> anyhow::Result<()> {
         }
         let proof = Proof::Charged { actual: Usd::ZERO };
         ledger.settle(books::settlement(&id, proof)).await?;
+    }
+    if doomed {
+        std::io::stdin().read_to_end(&mut Vec::new())?;
     }
     ledger.flush().await?;
     say("end")

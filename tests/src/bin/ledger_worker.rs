@@ -114,7 +114,7 @@ struct Task {
 
 impl Task {
     /// Makes its calls; answers the longest that a reserve took.
-    async fn work(self, task: u32) -> anyhow::Result<Duration> {
+    async fn work(mut self, task: u32) -> anyhow::Result<Duration> {
         let mut longest = Duration::ZERO;
         for number in 1..=self.count {
             if self
@@ -138,12 +138,17 @@ impl Task {
         Ok(longest)
     }
 
-    async fn call(&self, call_id: &str, started: Instant, longest: &mut Duration) -> anyhow::Result<()> {
+    async fn call(&mut self, call_id: &str, started: Instant, longest: &mut Duration) -> anyhow::Result<()> {
         let request = books::call(&self.key, call_id, self.amount);
         let answer = books::reserve(&*self.ledger, request).await?;
         *longest = (*longest).max(started.elapsed());
         match answer {
             Ok(_) => say(&format!("granted {call_id}"))?,
+            // A person has opened the ledger: keys have to be read again.
+            Err(code) if code == "Stale" && self.full.is_some() => {
+                self.key = books::key(&*self.ledger, &self.key.id, &[]).await?;
+                return Ok(());
+            }
             Err(code) => {
                 if let Some(full) = &self.full {
                     full.store(true, Ordering::Relaxed);

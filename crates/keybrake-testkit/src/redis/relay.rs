@@ -1,7 +1,9 @@
 //! A relay on loopback that goes wrong on command, between a client and a Redis.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -60,6 +62,7 @@ struct Shared {
     mode: watch::Sender<Mode>,
     catch: Mutex<Catch>,
     changed: Condvar,
+    accepted: AtomicU64,
 }
 
 impl Shared {
@@ -98,6 +101,7 @@ impl Relay {
             mode: watch::Sender::default(),
             catch: Mutex::default(),
             changed: Condvar::new(),
+            accepted: AtomicU64::new(0),
         });
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -183,6 +187,11 @@ impl Relay {
         self.arm(containing, Fate::Again);
     }
 
+    /// How many connections have been accepted since the start.
+    pub fn accepted(&self) -> u64 {
+        self.shared.accepted.load(Ordering::SeqCst)
+    }
+
     /// Waits until so many replies have been lost, held or asked for twice since the start, at most [`PATIENCE`]. Answers whether they
     /// have.
     pub fn wait_caught(&self, count: u64) -> bool {
@@ -249,6 +258,7 @@ async fn accept(port: Arc<Port>, shared: Arc<Shared>, mut ordered: orders::Unbou
             accepted = accepted => {
                 // An aborted connection is nobody's.
                 if let Ok((stream, _)) = accepted {
+                    shared.accepted.fetch_add(1, Ordering::SeqCst);
                     tokio::spawn(serve(stream, Arc::clone(&shared)));
                 }
             }
@@ -287,7 +297,7 @@ async fn forward(client: &mut TcpStream, shared: &Shared) -> End {
     };
     // A failure to set it costs speed, nothing else.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
-    let caught = Mutex::new(None);
+    let caught = Mutex::default();
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = server.split();
     tokio::select! {
@@ -296,8 +306,8 @@ async fn forward(client: &mut TcpStream, shared: &Shared) -> End {
     }
 }
 
-/// The number of the request on this connection whose reply is to be caught.
-type Caught = Mutex<Option<(u64, Fate)>>;
+/// The numbers of the requests on this connection whose replies are to be caught, the first one first.
+type Caught = Mutex<VecDeque<(u64, Fate)>>;
 
 async fn requests(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, shared: &Shared, caught: &Caught) -> End {
     let mut pending = Vec::new();
@@ -318,7 +328,10 @@ async fn requests(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, shared: &Shared
             let request: Vec<u8> = pending.drain(..length).collect();
             asked = asked.saturating_add(1);
             if let Some(fate) = matched(shared, &request) {
-                *caught.lock().unwrap_or_else(PoisonError::into_inner) = Some((asked, fate));
+                caught
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push_back((asked, fate));
                 if matches!(fate, Fate::Again) {
                     asked = asked.saturating_add(1);
                     if to.write_all(&request).await.is_err() {
@@ -350,7 +363,7 @@ async fn replies(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, shared: &Shared,
             let fate = caught
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .take_if(|(number, _)| *number == answered);
+                .pop_front_if(|(number, _)| *number == answered);
             if let Some((_, fate)) = fate {
                 let passed = mode.borrow_and_update().passed;
                 shared.catch().caught += 1;

@@ -13,6 +13,8 @@ const REPLICA: &str = "replica";
 /// After how many milliseconds of silence a primary counts as down. Shorter, and a busy machine would look like a
 /// failure. A replica whose link was down for ten times as long is not promoted: it is too old.
 const DOWN_AFTER_MS: u32 = 1_000;
+/// A Sentinel asks the primary for its replicas every ten seconds, and may be kept from hearing the answer.
+const REPLICA_KNOWN_MAX: Duration = PATIENCE.saturating_mul(4);
 /// A failover takes two to three seconds; a Sentinel that was itself stalled does nothing for 30 s.
 const FAILOVER_MAX: Duration = PATIENCE.saturating_mul(4);
 
@@ -47,7 +49,7 @@ impl Replicated {
                 .config(format!("sentinel down-after-milliseconds {NAME} {DOWN_AFTER_MS}"))
                 .config(format!("sentinel failover-timeout {NAME} 5000")),
         )?;
-        sentinel.wait_for_log(0, "+slave slave")?;
+        sentinel.wait_for_log_within(REPLICA_KNOWN_MAX, 0, "+slave slave")?;
         let pair = Self {
             sentinel,
             primary,

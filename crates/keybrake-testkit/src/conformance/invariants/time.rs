@@ -106,12 +106,16 @@ pub async fn invariant_14_reserve_is_flat(world: &World) {
             world.granted(&world.call(&other, 1)).await;
         }
     }
-    let many = fastest(world, &key).await;
-    // The fastest of many batches is the least disturbed one; a walk over the holds would cost a hundredfold.
-    assert!(
-        many < few * 4 + Duration::from_micros(200),
-        "{few:?} with few holds, {many:?} with 5,000"
-    );
+    // The fastest of many batches is the least disturbed one, also on a machine that is busy for a while; a walk over
+    // the holds would cost a hundredfold each time.
+    let mut many = Duration::MAX;
+    for _ in 0..10 {
+        many = many.min(fastest(world, &key).await);
+        if many < few * 4 + Duration::from_micros(200) {
+            return;
+        }
+    }
+    panic!("{few:?} with few holds, {many:?} with 5,000");
 }
 
 /// The fastest of twenty batches of ten reserves.

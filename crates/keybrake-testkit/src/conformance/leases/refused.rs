@@ -7,7 +7,7 @@ use keybrake::policy::Code;
 
 use super::super::World;
 use super::super::world::{charged, note};
-use super::{Holder, TTL_MS, calls, parent_and_child, read, since};
+use super::{Holder, TIMES, TTL_MS, calls, parent_and_child, read, since, waits_for_no_lease};
 
 /// After a stop a lease is not prolonged; the stop returns when it is given back, or after the lease's time to live.
 pub async fn a_stop_refuses_a_renewal_and_waits_for_the_lease(world: &World) {
@@ -15,13 +15,11 @@ pub async fn a_stop_refuses_a_renewal_and_waits_for_the_lease(world: &World) {
     let key = world.key("a", std::slice::from_ref(&day)).await;
     let mut holder = Holder::new(world, &key, "lease");
     holder.held(0, 10).await;
-    let begun_ms = SystemClock.boot_ms();
-    world
-        .ledger
-        .stop(StopScope::Agent("b".into()), note("others"))
-        .await
-        .unwrap();
-    assert!(since(begun_ms) < 400, "not this lease's agent");
+    waits_for_no_lease("not this lease's agent", async |time| {
+        let other = StopScope::Agent(format!("b{time}"));
+        world.ledger.stop(other, note("others")).await.unwrap();
+    })
+    .await;
 
     let begun_ms = SystemClock.boot_ms();
     let answer = world
@@ -41,9 +39,11 @@ pub async fn a_stop_refuses_a_renewal_and_waits_for_the_lease(world: &World) {
         Holder::new(world, &key, "another").step(0, 10).await,
         LeaseAnswer::Refused
     );
-    let begun_ms = SystemClock.boot_ms();
-    world.ledger.stop(StopScope::All, note("test")).await.unwrap();
-    assert!(since(begun_ms) < 400, "no lease is left");
+    waits_for_no_lease("no lease is left", async |_| {
+        world.ledger.stop(StopScope::All, note("test")).await.unwrap();
+        assert!(world.ledger.resume(&StopScope::All, note("test")).await.unwrap());
+    })
+    .await;
 }
 
 /// A cap that is lowered below what its leases keep reaches their holders with the next step, as a stop does.
@@ -106,13 +106,18 @@ pub async fn a_key_has_so_many_leases_below_it_and_no_more(world: &World) {
 pub async fn a_revocation_waits_for_the_leases_of_descendants(world: &World) {
     let day = calls(WindowKind::Day, 800);
     let (parent, child) = parent_and_child(world, &day).await;
-    let other = world.key("a", std::slice::from_ref(&day)).await;
+    let mut others = Vec::new();
+    for _ in 0..TIMES {
+        others.push(world.key("a", std::slice::from_ref(&day)).await);
+    }
     let mut holder = Holder::new(world, &child, "lease");
     holder.held(0, 10).await;
 
-    let begun_ms = SystemClock.boot_ms();
-    world.ledger.revoke(&other.id, note("another")).await.unwrap();
-    assert!(since(begun_ms) < 400, "not this lease's key");
+    waits_for_no_lease("not this lease's key", async |time| {
+        let other = &others[time].id;
+        assert!(world.ledger.revoke(other, note("another")).await.unwrap());
+    })
+    .await;
     let begun_ms = SystemClock.boot_ms();
     world.ledger.revoke(&parent.id, note("test")).await.unwrap();
     assert!(since(begun_ms) >= TTL_MS);
