@@ -33,15 +33,9 @@ async fn what_was_done_although_its_answer_was_lost_is_said_again() {
     };
 
     lose_next();
-    reserve(&ledger, call(&key, "open", DOLLAR))
-        .await
-        .unwrap()
-        .unwrap();
+    hold(&ledger, &key, "open").await;
     lose_next();
-    reserve(&ledger, call(&key, "ended", DOLLAR))
-        .await
-        .unwrap()
-        .unwrap();
+    hold(&ledger, &key, "ended").await;
     lose_next();
     ledger.settle(charged("ended", DOLLAR)).await.unwrap();
     lose_next();
@@ -56,10 +50,7 @@ async fn what_was_done_although_its_answer_was_lost_is_said_again() {
 
     fleet.server.replace_data(&yesterday).unwrap();
     fleet.server.restart().unwrap();
-    reserve(&ledger, call(&key, "after", DOLLAR))
-        .await
-        .unwrap()
-        .unwrap();
+    hold(&ledger, &key, "after").await;
     assert_eq!(ledger.missing_events().await.unwrap(), []);
     assert_eq!(used_and_held(&ledger).await, (DOLLAR, 3 * DOLLAR));
     assert_eq!(
@@ -98,18 +89,12 @@ async fn a_step_whose_answer_was_lost_is_looked_for_until_the_log_can_be_read() 
         }
     };
     seen.unwrap().unwrap();
-    reserve(&ledger, call(&key, "next", DOLLAR))
-        .await
-        .unwrap()
-        .unwrap();
+    hold(&ledger, &key, "next").await;
     assert_eq!(used_and_held(&ledger).await, (0, 4 * DOLLAR));
 
     fleet.server.replace_data(&yesterday).unwrap();
     fleet.server.restart().unwrap();
-    reserve(&ledger, call(&key, "after", DOLLAR))
-        .await
-        .unwrap()
-        .unwrap();
+    hold(&ledger, &key, "after").await;
     assert_eq!(used_and_held(&ledger).await, (0, 5 * DOLLAR));
     books_agree(&ledger).await;
 }
