@@ -87,6 +87,22 @@ impl Place {
         let day = usage.iter().find(|usage| !usage.livemode).unwrap();
         (day.view.used, day.view.held)
     }
+
+    /// Nothing was sent, and nothing is held or used.
+    async fn nothing_moved(&self, step: &str) {
+        assert_eq!(self.budget().await, (0, 0), "{step}");
+        assert!(
+            self.kb.holds(HoldFilter::default()).await.unwrap().is_empty(),
+            "{step}"
+        );
+        assert!(
+            self.stripe
+                .requests()
+                .iter()
+                .all(|request| request.method != "POST"),
+            "{step}"
+        );
+    }
 }
 
 /// Sends a payment and gives up when its reply is there and is being recorded.
@@ -154,16 +170,8 @@ async fn a_call_that_is_given_up_while_the_ledger_is_asked_holds_nothing() {
     let place = Place::new().await;
     for (step, then) in [("answered", Way::Open), ("lost", Way::Fails)] {
         give_up_while_asking(&place, step, then).await;
-        assert_eq!(place.budget().await, (0, 0), "{step}");
-        assert!(place.kb.holds(HoldFilter::default()).await.unwrap().is_empty());
+        place.nothing_moved(step).await;
     }
-    assert!(
-        place
-            .stripe
-            .requests()
-            .iter()
-            .all(|request| request.method != "POST")
-    );
     // The ledger is asked again under the same identity, and the books are whole.
     let permit = place.permit("answered").await;
     place.kb.shell().deliver(permit).await.unwrap();
@@ -214,13 +222,5 @@ async fn a_call_that_is_given_up_between_its_permit_and_its_first_byte_holds_not
     let given_up = task.await.unwrap().unwrap_err();
     assert!(given_up.to_string().contains("gave this call up"), "{given_up}");
     place.kb.flush().await.unwrap();
-    assert_eq!(place.budget().await, (0, 0));
-    assert!(place.kb.holds(HoldFilter::default()).await.unwrap().is_empty());
-    assert!(
-        place
-            .stripe
-            .requests()
-            .iter()
-            .all(|request| request.method != "POST")
-    );
+    place.nothing_moved("one").await;
 }
