@@ -103,7 +103,10 @@ export class Engine {
     );
   }
 
-  /** Judges a call and reserves what it can cost; the caller sends it. A verdict that comes when its signal has given it up is nobody's: its hold stands. */
+  /**
+   * Judges a call and reserves what it can cost; the caller sends it. A verdict that comes when its signal has given it
+   * up is nobody's: its hold stands.
+   */
   authorize(request: Request): Promise<Verdict> {
     const { method, url, headers, body, context, waitMs } = request;
     return this.#unlessAborted(request.signal, (cancel) =>

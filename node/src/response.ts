@@ -33,9 +33,10 @@ const ON_NODE = !process.versions.bun && !process.versions.deno;
 
 /** The response of a reply whose body arrives as it is read; the signal gives the rest up. */
 export function streamed(body: Document, signal: AbortSignal | null, reply: Head, url: string): GovernedResponse {
+  const unread = bodiless(reply.status);
   // Nobody can read it, so its end is heard of here.
-  if (bodiless(reply.status)) void drained(body).catch(() => {});
-  return dressed(platforms(bodiless(reply.status) ? null : body.web(signal), reply), url, null);
+  if (unread) void drained(body).catch(() => {});
+  return dressed(platforms(unread ? null : body.web(signal), reply), url, null);
 }
 
 async function drained(body: Document): Promise<void> {

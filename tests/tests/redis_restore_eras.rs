@@ -1,12 +1,13 @@
 //! A restore says which events it stands for, by their eras: other events under the same numbers are still missed, and
 //! whoever reports only afterwards misses nothing that was restored.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use keybrake::audit::drain::trim;
 use keybrake::audit::{Archive, Drain, DrainOptions};
 use keybrake::error::ErrorKind;
 use keybrake::ledger::redis::RedisLedger;
 use keybrake::ledger::{KeyRecord, Ledger, Life};
-use keybrake_testkit::redis::Persistence;
+use keybrake_testkit::redis::{Persistence, Snapshot};
 use keybrake_tests::archives::{Place, drain};
 use keybrake_tests::books::{DOLLAR, admin, call, reserve};
 use keybrake_tests::fleet::{Fleet, books_agree, used_and_held};
@@ -19,6 +20,15 @@ async fn archived() -> (Fleet, Archive, Place, RedisLedger, KeyRecord) {
     let archive = place.open().await;
     let (ledger, key) = fleet.with_key(50 * DOLLAR).await;
     (fleet, archive, place, ledger, key)
+}
+
+/// A newcomer's ledger on a server that came back with this data, which a person opened without what is lacking.
+async fn opened_by_hand(fleet: &mut Fleet, data: &Snapshot) -> RedisLedger {
+    fleet.server.replace_data(data).unwrap();
+    fleet.server.restart().unwrap();
+    let newcomer = fleet.open();
+    assert!(newcomer.open_by_hand(admin()).await.unwrap());
+    newcomer
 }
 
 /// The archive has events of before a person opened the ledger without them; live processes have seen others under the same
@@ -34,12 +44,8 @@ async fn a_forked_archive_hides_nothing_that_a_live_process_did() {
         }
         drain(&lost, &archive, 100).await;
         drop(lost);
-        fleet.server.replace_data(&before_the_fork).unwrap();
-        fleet.server.restart().unwrap();
-
         // Nobody is left who saw them: their numbers are given to others.
-        let live = fleet.open();
-        assert!(live.open_by_hand(admin()).await.unwrap());
+        let live = opened_by_hand(&mut fleet, &before_the_fork).await;
         hold(&live, &key, "since 0").await;
         let since_the_fork = fleet.server.copy_data().unwrap();
         for number in 1..9 {
@@ -139,10 +145,7 @@ async fn a_revocation_that_was_drained_and_lost_is_restored() {
     dead.revoke(&key.id, admin()).await.unwrap();
     drain(&dead, &archive, 100).await;
     drop(dead);
-    fleet.server.replace_data(&yesterday).unwrap();
-    fleet.server.restart().unwrap();
-    let newcomer = fleet.open();
-    assert!(newcomer.open_by_hand(admin()).await.unwrap());
+    let newcomer = opened_by_hand(&mut fleet, &yesterday).await;
     hold(&newcomer, &key, "since").await;
     // Somebody else's archive has it too, and what both need no more is gone: all keys are read again over the gap.
     let other = Place::sqlite();

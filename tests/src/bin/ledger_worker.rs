@@ -2,8 +2,9 @@
 //!
 //! `ledger_worker LEDGER KEY spend N AMOUNT [TASKS]` reserves and settles N calls in each of TASKS tasks; `... reserve N
 //! AMOUNT [TASKS]` reserves only; `... endure N AMOUNT [TASKS]` is `spend` that goes on after an error, and `... fill N
-//! AMOUNT [TASKS]` is `endure` that ends with the first refusal. LEDGER is a file or a URL. `... state STATE AMOUNT` brings one call into a state and waits to be killed. `... foreign` is not ours: it opens the
-//! database with plain SQLite, counts its events and closes it. Each answer is one line: `granted ID`, `denied CODE`,
+//! AMOUNT [TASKS]` is `endure` that ends with the first refusal. LEDGER is a file or a URL. `... state STATE AMOUNT` brings
+//! one call into a state and waits to be killed. `... foreign` is not ours: it opens the database with plain SQLite,
+//! counts its events and closes it. Each answer is one line: `granted ID`, `denied CODE`,
 //! `settled ID`, `error MESSAGE`, `state STATE`, `events N`, and at the end `longest MICROSECONDS`.
 #![expect(
     clippy::disallowed_methods,

@@ -192,8 +192,8 @@ impl Relay {
         self.shared.accepted.load(Ordering::SeqCst)
     }
 
-    /// Waits until so many replies have been lost, held or asked for twice since the start, at most [`PATIENCE`]. Answers whether they
-    /// have.
+    /// Waits until so many replies have been lost, held or asked for twice since the start, at most [`PATIENCE`]. Answers
+    /// whether they have.
     pub fn wait_caught(&self, count: u64) -> bool {
         let (catch, _) = self
             .shared

@@ -134,8 +134,8 @@ impl<'a> Drain<'a> {
             } else {
                 self.ledger.backlog().await?.eras
             };
-            let there = same_eras(&self.eras, &eras) && reach(&eras, &events);
-            if !events.is_empty() && !there {
+            let there = |last: &Event| same_eras(&self.eras, &eras) && reach(&eras, last.seq);
+            if !events.last().is_none_or(there) {
                 // Another era began since it was asked last, or will: these events may be of the one before, and gone.
                 self.eras = eras;
                 continue;
@@ -480,11 +480,8 @@ pub(super) fn same(event: &Event, kept: &Event) -> Result<bool> {
     Ok(read == *kept)
 }
 
-/// Whether the last of these events is in one of the eras. A ledger that knows none has lost none.
-fn reach(eras: &[EraRange], events: &[Event]) -> bool {
-    let Some(last) = events.last().map(|event| event.seq) else {
-        return true;
-    };
+/// Whether one of these eras has this event. A ledger that knows none has lost none.
+fn reach(eras: &[EraRange], last: u64) -> bool {
     eras.is_empty() || eras.iter().any(|era| era.first <= last && last <= era.last)
 }
 
@@ -522,4 +519,27 @@ fn check_order(events: &[Event]) -> Result<()> {
         last = Some(event.seq);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{EraRange, reach, same_eras};
+
+    fn era(era: u64, first: u64, last: u64) -> EraRange {
+        EraRange { era, first, last }
+    }
+
+    /// A replica that has less is asked before anybody has told it what it lacks: its era has the old name, and ends
+    /// before the events that its predecessor told.
+    #[test]
+    fn a_batch_is_drained_again_when_the_ledger_no_longer_has_its_end() {
+        let before = [era(7, 1, 950)];
+        assert!(same_eras(&before, &[era(7, 1, 960)]) && reach(&[era(7, 1, 960)], 950));
+        let after = [era(7, 1, 900)];
+        assert!(same_eras(&before, &after) && !reach(&after, 950));
+        let began = [era(7, 1, 900), era(8, 901, 960)];
+        assert!(reach(&began, 950) && !same_eras(&before, &began));
+        assert!(!reach(&[era(7, 1, 900), era(8, 960, 970)], 950), "between two");
+        assert!(reach(&[], 950), "a ledger that loses nothing has no eras");
+    }
 }

@@ -170,8 +170,8 @@ impl Archive {
         )))
     }
 
-    /// Writes a batch and the drained point in one transaction, all of it sealed with the ledger's secret. Answers the new state, or `None`, with nothing written,
-    /// when another drainer has drained this log meanwhile.
+    /// Writes a batch and the drained point in one transaction, all of it sealed with the ledger's secret. Answers the new
+    /// state, or `None`, with nothing written, when another drainer has drained this log meanwhile.
     pub async fn append(
         &self,
         state: &LogState,

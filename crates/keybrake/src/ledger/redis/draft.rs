@@ -398,7 +398,8 @@ impl Draft<'_> {
         self.put("clock".to_owned(), Record::Numbers(times))
     }
 
-    /// A reply is written over whatever stands there: its call's record, which is compared, names it.
+    /// A reply is written over whatever stands there. One that is there and not known here makes the step be drafted once
+    /// more; its call's record, which is compared too, names it.
     pub(super) fn put_reply(&mut self, name: String, reply: Vec<u8>) {
         let record = Record::Reply(reply);
         let place = self.place(&name);

@@ -1,4 +1,4 @@
-//! What goes to the functions of `library.lua` and what comes back.
+//! Names, texts and answers that all functions of the library share; a step is in `commit`.
 
 use std::sync::Arc;
 
